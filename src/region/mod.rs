@@ -1,0 +1,42 @@
+//! The core, sans-IO: what one node knows of one region, and what it does about it.
+//!
+//! No bytes, sockets, clocks, async or locks: a caller holds a machine under its own lock, tells it
+//! what happened (`handle_*`, with `now` where time matters) and does what it asks for (`poll_*`,
+//! until `None`). This is the way of sans-IO protocol cores such as quinn-proto.
+//!
+//! | machine | one per | knows |
+//! |---|---|---|
+//! | [`Replica`] | region and replica | which pages are present, dirty, being pulled or pushed; who waits |
+//! | [`Authority`] | authority | who subscribes to which node; which changes wait for whom; leases |
+//! | [`Lease`] | replica | until when it may answer from its copies |
+//!
+//! **The clock of changes.** The authority counts changes to anything it serves: one [`Tick`] each.
+//! An answer carries the tick that was current *before* it was made, an invalidation the tick of
+//! its change. So an answer whose tick is not below that of an invalidation has seen the change, in
+//! whichever order the two arrive.
+
+mod authority;
+mod lease;
+mod page_set;
+mod replica;
+
+pub use authority::{Authority, AuthorityEvent, ChangeId};
+pub use lease::Lease;
+pub use page_set::PageSet;
+pub use replica::{
+    Failure, FlushId, Pull, PullId, Push, PushId, Replica, ReplicaConfig, Residency, WaiterId,
+};
+
+use bincode::{Decode, Encode};
+
+/// Names a replica as long as it lives, over any number of connections: 128 random bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct ClientId(pub [u8; 16]);
+
+/// Counts the hand-overs of a region; a message with an older one is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode, Default)]
+pub struct Epoch(pub u64);
+
+/// A point on the authority's clock of changes (see the module).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode, Default)]
+pub struct Tick(pub u64);

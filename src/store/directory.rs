@@ -1,0 +1,1 @@
+//! A directory tree of this machine.

@@ -1,0 +1,1 @@
+//! rustls set up for raw public keys (RFC 7250).

@@ -1,0 +1,446 @@
+//! The messages of version 1. `tests/golden` holds the bytes of each; a change to a message that
+//! has been released needs a new [`super::Version`].
+
+use super::node::*;
+use super::{Name, RelPath};
+use crate::region::{ClientId, Epoch, Tick};
+use crate::units::ByteRange;
+use bincode::{Decode, Encode};
+
+/// First on the control stream. The same in every version.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// Oldest version the replica speaks.
+    pub oldest: u16,
+    /// Newest version the replica speaks.
+    pub newest: u16,
+    /// Names this replica as long as it lives, over any number of connections. A client id is only
+    /// accepted from the key that first used it.
+    pub client: ClientId,
+    /// Which part of the export becomes the root of the mount.
+    pub subtree: RelPath,
+    /// The replica promises to send no request that changes anything.
+    pub read_only: bool,
+}
+
+/// Answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum HelloReply {
+    /// The connection is up.
+    Welcome(Welcome),
+    /// It is not; the connection is closed after this.
+    Refused(Refusal),
+}
+
+/// What a replica learns when it is let in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    /// The version both will speak from here on.
+    pub version: u16,
+    /// Names this run of the authority: another value means that it was restarted.
+    pub boot: u64,
+    /// The authority still had this client's session: its handles, subscriptions and answers to
+    /// repeated requests. If not, every copy has to be checked against the stamps again.
+    pub resumed: bool,
+    /// How long the replica may answer from its copy after it *sent* the last renewal that was
+    /// answered, in milliseconds.
+    pub lease_ms: u32,
+    /// The export refuses changes.
+    pub read_only: bool,
+    /// The user the authority runs as, on its machine.
+    pub server: Caller,
+    /// Attributes of the root.
+    pub root: Attr,
+    /// What the store can do.
+    pub capabilities: Capabilities,
+}
+
+/// What a store can do; a thing it cannot gives `EOPNOTSUPP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Default)]
+pub struct Capabilities {
+    /// Extended attributes.
+    pub xattrs: bool,
+    /// Hard links.
+    pub hard_links: bool,
+    /// Symbolic links.
+    pub symlinks: bool,
+    /// Pipes, sockets and devices.
+    pub special_files: bool,
+    /// Owners other than the serving user (`chown`), so that the caller's ids are kept.
+    pub owners: bool,
+    /// What was synced survives the end of the authority.
+    pub durable: bool,
+}
+
+/// Why a replica was not let in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Refusal {
+    /// No version in common; these are the authority's.
+    Version {
+        /// Oldest version the authority speaks.
+        oldest: u16,
+        /// Newest version the authority speaks.
+        newest: u16,
+    },
+    /// The subtree cannot be opened: an errno.
+    Subtree(i32),
+    /// The client id is in use by another key.
+    Client,
+    /// Too many clients.
+    Full,
+}
+
+/// An event from the replica on the control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ReplicaEvent {
+    /// Asks for the lease to be renewed; `sent` comes back in the answer.
+    Renew {
+        /// Any number that grows, chosen by the replica.
+        sent: u64,
+    },
+    /// The change was taken in: what it made stale is no longer in this replica's copy, nor in
+    /// its kernel's.
+    Taken {
+        /// [`AuthorityEvent::Invalidate::change`].
+        change: u64,
+    },
+    /// The replica holds nothing any more of these nodes. The stamp is the newest it has seen of
+    /// the node: a subscription granted later stays.
+    Forget(Vec<(FileId, Tick)>),
+    /// The mount is gone: the session can be dropped at once.
+    Goodbye,
+}
+
+/// An event from the authority on the control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum AuthorityEvent {
+    /// The lease runs anew from when the replica sent this renewal.
+    Renewed {
+        /// From [`ReplicaEvent::Renew`].
+        sent: u64,
+    },
+    /// A node has changed by somebody else's hand. To be answered by [`ReplicaEvent::Taken`].
+    Invalidate {
+        /// Names the change in the answer.
+        change: u64,
+        /// The node.
+        id: FileId,
+        /// When it changed, on the authority's clock of changes.
+        at: Tick,
+        /// What of it.
+        what: Stale,
+    },
+}
+
+/// What of a node is stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Stale {
+    /// Attributes, and for a directory its entries as well.
+    Attributes,
+    /// Bytes of a region in this range, and the attributes. `u64::MAX` as end: to the end.
+    Bytes {
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+}
+
+/// Names an open file of this client at the authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct HandleId(pub u64);
+
+/// Orders a client's requests that change something. The authority keeps its answer under this
+/// number until a request arrives whose `answered` is not below it, so that a request repeated over
+/// a new connection is applied once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Sequence {
+    /// Grows with each new request of a client; a repetition has the same.
+    pub number: u64,
+    /// Every request below this has been answered, as the client saw it.
+    pub answered: u64,
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// Changes nothing; may be repeated at will.
+    Read(ReadRequest),
+    /// Changes something.
+    Change(Sequence, ChangeRequest),
+}
+
+/// A request that changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ReadRequest {
+    /// `Reply::Attr` of the entry.
+    Lookup {
+        /// The directory.
+        dir: Node,
+        /// The entry.
+        name: Name,
+    },
+    /// `Reply::Attr`.
+    GetAttr {
+        /// The node.
+        node: Node,
+        /// An open handle of it, if there is one: works after the last name is gone.
+        handle: Option<HandleId>,
+    },
+    /// `Reply::Bytes`: the content of a symbolic link.
+    ReadLink {
+        /// The link.
+        node: Node,
+    },
+    /// `Reply::Entries`, empty at the end.
+    ReadDir {
+        /// The directory.
+        dir: Node,
+        /// 0, or [`DirEntry::cursor`] to go on after.
+        cursor: u64,
+    },
+    /// `Reply::Opened`. To be followed by `Close` one day.
+    Open {
+        /// A regular file.
+        node: Node,
+        /// What for.
+        access: Access,
+    },
+    /// `Reply::Done`.
+    Close {
+        /// The handle, which means nothing afterwards.
+        handle: HandleId,
+    },
+    /// `Reply::Pulled` and its frames.
+    Pull {
+        /// A handle of the region.
+        handle: HandleId,
+        /// First byte.
+        start: u64,
+        /// One past the last byte; at most [`super::TRANSFER_BYTES_MAX`] after `start`.
+        end: u64,
+        /// Somebody waits for it: goes before what nobody waits for.
+        demand: bool,
+        /// Frames may be compressed.
+        compress: bool,
+    },
+    /// `Reply::Offset`: SEEK_DATA or SEEK_HOLE.
+    Seek {
+        /// A handle of the region.
+        handle: HandleId,
+        /// From here.
+        offset: u64,
+        /// The next data, or else the next hole.
+        data: bool,
+    },
+    /// `Reply::Bytes`.
+    GetXattr {
+        /// The node.
+        node: Node,
+        /// Name of the attribute: 1 to 255 bytes, no NUL.
+        name: Vec<u8>,
+    },
+    /// `Reply::Bytes`: names, each followed by NUL.
+    ListXattr {
+        /// The node.
+        node: Node,
+    },
+    /// `Reply::StatFs`.
+    StatFs,
+}
+
+/// A request that changes something.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ChangeRequest {
+    /// `Reply::Attr`.
+    SetAttr {
+        /// The node.
+        node: Node,
+        /// An open handle of it, if there is one.
+        handle: Option<HandleId>,
+        /// What to change.
+        set: SetAttr,
+        /// On whose behalf.
+        by: Caller,
+    },
+    /// `Reply::Attr` of the new node. `EEXIST` if the name is taken.
+    Make {
+        /// The directory.
+        dir: Node,
+        /// The name.
+        name: Name,
+        /// What.
+        make: Make,
+        /// Permission bits, the caller's umask already applied.
+        mode: u16,
+        /// On whose behalf.
+        by: Caller,
+    },
+    /// `Reply::Opened`, for writing: makes a regular file and opens it. `EEXIST` if the name is
+    /// taken and `exclusive`, or not a regular file; otherwise an existing file is opened as it is.
+    Create {
+        /// The directory.
+        dir: Node,
+        /// The name.
+        name: Name,
+        /// Permission bits, the caller's umask already applied.
+        mode: u16,
+        /// `O_EXCL`.
+        exclusive: bool,
+        /// On whose behalf.
+        by: Caller,
+    },
+    /// `Reply::Attr` of the node.
+    Link {
+        /// The node.
+        node: Node,
+        /// The directory of the new name.
+        dir: Node,
+        /// The new name.
+        name: Name,
+    },
+    /// `Reply::Done`: `unlink`, or `rmdir` if `directory`.
+    Remove {
+        /// The directory.
+        dir: Node,
+        /// The name.
+        name: Name,
+        /// It is to be an (empty) directory.
+        directory: bool,
+    },
+    /// `Reply::Done`.
+    Rename {
+        /// The directory it is in.
+        from_dir: Node,
+        /// Its name there.
+        from: Name,
+        /// The directory it goes to.
+        to_dir: Node,
+        /// Its name there.
+        to: Name,
+        /// What if the target exists.
+        mode: RenameMode,
+    },
+    /// `Reply::Done`.
+    SetXattr {
+        /// The node.
+        node: Node,
+        /// Name of the attribute: 1 to 255 bytes, no NUL.
+        name: Vec<u8>,
+        /// Value: at most [`super::XATTR_BYTES_MAX`] bytes.
+        value: Vec<u8>,
+        /// What if it exists, or not.
+        mode: XattrMode,
+    },
+    /// `Reply::Done`.
+    RemoveXattr {
+        /// The node.
+        node: Node,
+        /// Name of the attribute: 1 to 255 bytes, no NUL.
+        name: Vec<u8>,
+    },
+    /// `Reply::Attr` of the region.
+    Allocate {
+        /// A handle of the region, open for writing.
+        handle: HandleId,
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        /// How.
+        mode: Allocate,
+    },
+    /// `Reply::Attr` of the region. Frames with the bytes of the extents, in order, follow the request.
+    /// A region that is shorter is extended. Answered when every other replica has dropped its copy
+    /// of these bytes, or its lease has run out.
+    Push {
+        /// A handle of the region, open for writing.
+        handle: HandleId,
+        /// The epoch in which the bytes were stored; another one is refused with `ESTALE`.
+        epoch: Epoch,
+        /// Ascending, not empty, not touching; at most [`super::PUSH_EXTENTS_MAX`] of them and
+        /// [`super::TRANSFER_BYTES_MAX`] bytes in all.
+        extents: Vec<Extent>,
+    },
+    /// `Reply::Attr`: everything pushed to the region before is durable (`fsync(2)`).
+    Sync {
+        /// A handle of the region.
+        handle: HandleId,
+        /// `fdatasync(2)` will do.
+        data_only: bool,
+    },
+    /// `Reply::Done`: changes to the directory's entries are durable.
+    SyncDir {
+        /// The directory.
+        dir: Node,
+    },
+}
+
+/// A run of bytes of a region, in a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Extent {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+impl From<Extent> for ByteRange {
+    fn from(extent: Extent) -> ByteRange {
+        ByteRange::new(extent.start, extent.end)
+    }
+}
+
+impl From<ByteRange> for Extent {
+    fn from(range: ByteRange) -> Extent {
+        Extent {
+            start: range.start,
+            end: range.end,
+        }
+    }
+}
+
+/// A reply. `at` is the authority's clock of changes, read before the answer was made: a copy with
+/// this stamp has taken in every change up to it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reply {
+    /// See above.
+    pub at: Tick,
+    /// The answer, or an errno (Linux numbers).
+    pub result: Result<Answer, i32>,
+}
+
+/// What a request is answered with; which of these is told by the request.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Answer {
+    /// Nothing to say.
+    Done,
+    /// Attributes after the request.
+    Attr(Attr),
+    /// A file is open.
+    Opened {
+        /// Its handle.
+        handle: HandleId,
+        /// Its attributes.
+        attr: Attr,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Some bytes.
+    Bytes(Vec<u8>),
+    /// Some entries of a directory; none at the end.
+    Entries(Vec<DirEntry>),
+    /// An offset in a file.
+    Offset(u64),
+    /// Of the file system below the store.
+    StatFs(StatFs),
+    /// Bytes of a region follow in frames, from the start of the range asked for to its end or to
+    /// `size`, whichever comes first.
+    Pulled {
+        /// Size of the region.
+        size: u64,
+        /// From the end of the range asked for up to here there are only zeroes, as far as the
+        /// authority knows; at least the end of the range.
+        zero_until: u64,
+    },
+}
