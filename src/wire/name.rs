@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(path, RelPath::new("a/b").unwrap());
         assert_eq!(path.split(), Some((RelPath::new("a").unwrap(), name)));
         assert_eq!(RelPath::root().split(), None);
-        let long = RelPath::new([vec![b'x'; 200]; 20].join(&b'/')).unwrap();
+        let long = RelPath::new(vec![vec![b'x'; 200]; 20].join(&b'/')).unwrap();
         assert_eq!(long.join(&Name::new(vec![b'y'; 200]).unwrap()), None);
     }
 }
