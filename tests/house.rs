@@ -5,6 +5,13 @@
 //! function from a [`Source`] to complaints (`file:line: what`), a test that it has none for any
 //! source of the project, and a test that a bad snippet is caught.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "house/source.rs"]
 mod source;
 
