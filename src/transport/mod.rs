@@ -13,9 +13,11 @@ mod endpoint;
 mod key;
 pub mod ssh;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod trust;
 
-pub use endpoint::{ConnectError, Dialer, Listener};
+pub use endpoint::{ConnectError, Dialer, Listener, PORT_DEFAULT};
 pub use key::{Identity, KeyError, PublicKey};
 pub use trust::{Authorized, ServerTrust, Unknown};

@@ -1,7 +1,24 @@
 //! `known_hosts`, `authorized_keys`, and asking on a terminal.
+//!
+//! Both are text, one key a line; empty lines and those that begin with `#` are skipped:
+//!
+//! ```text
+//! authorized_keys    memfs-ed25519 BASE64 [comment]
+//! known_hosts        HOST:PORT memfs-ed25519 BASE64
+//! ```
+//!
+//! They are read whenever they are needed, and written by appending one line under a lock. Whatever
+//! cannot be read lets nobody in.
 
-use super::{Identity, KeyError, PublicKey};
+use super::key::{config_file, make_directory_for};
+use super::{KeyError, PublicKey};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+/// The longest file of keys that is read: some 10,000 of them.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Which replicas an authority lets in.
 #[derive(Clone)]
@@ -18,21 +35,71 @@ pub enum Authorized {
 }
 
 impl Authorized {
-    /// Whether `key` is let in now.
-    pub fn allows(&self, _key: &PublicKey) -> bool {
-        unimplemented!()
+    /// Whether `key` is let in now. Reads the file anew.
+    pub fn allows(&self, key: &PublicKey) -> bool {
+        match self {
+            Authorized::Keys(keys) => keys.contains(key),
+            Authorized::File { own, .. } if own == key => true,
+            Authorized::File { path, .. } => match read_authorized(path) {
+                Ok(text) => keys(path, &text).any(|listed| listed == *key),
+                Err(error) => {
+                    tracing::warn!("{error}: only the server's own key is let in");
+                    false
+                }
+            },
+        }
     }
+
     /// Adds a key to a file of authorized keys, made (0600) if there is none; false if it was there.
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn authorize(_path: &Path, _key: &PublicKey, _comment: &str) -> Result<bool, KeyError> {
-        unimplemented!()
+    pub fn authorize(path: &Path, key: &PublicKey, comment: &str) -> Result<bool, KeyError> {
+        let comment: String = comment.chars().filter(|c| !c.is_control()).collect();
+        let line = format!("{key} {comment}");
+        append(path, line.trim_end(), |text| {
+            Ok(keys(path, text).any(|listed| listed == *key))
+        })
     }
-    /// `authorized_keys` beside [`Identity::default_path`].
-    pub fn default_path() -> PathBuf {
-        unimplemented!()
+
+    /// `authorized_keys` beside [`super::Identity::default_path`].
+    ///
+    /// # Errors
+    /// [`KeyError::NoHome`].
+    pub fn default_path() -> Result<PathBuf, KeyError> {
+        config_file("authorized_keys")
     }
+}
+
+/// The text of a file that says who is let in, which nobody but its owner may change.
+fn read_authorized(path: &Path) -> Result<String, KeyError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        opened => opened.map_err(KeyError::file(path))?,
+    };
+    let mode = file.metadata().map_err(KeyError::file(path))?.mode();
+    if mode & 0o022 != 0 {
+        let what = format!(
+            "others can change this file (mode {:04o}): 'chmod go-w' it",
+            mode & 0o7777
+        );
+        return Err(KeyError::content(path, what));
+    }
+    read(path, &file)
+}
+
+/// The keys in the text of `authorized_keys`; lines that hold none are logged.
+fn keys(path: &Path, text: &str) -> impl Iterator<Item = PublicKey> {
+    lines(text).filter_map(move |(number, line)| {
+        let mut words = line.split_ascii_whitespace();
+        let (kind, base64) = (words.next(), words.next().unwrap_or_default());
+        let key = format!("{} {base64}", kind.unwrap_or_default()).parse();
+        if key.is_err() {
+            let path = path.display();
+            tracing::warn!("{path}:{number}: not 'memfs-ed25519 BASE64 [comment]', skipped");
+        }
+        key.ok()
+    })
 }
 
 /// What to do about a server that `known_hosts` does not have.
@@ -63,21 +130,178 @@ pub enum ServerTrust {
 }
 
 impl ServerTrust {
-    /// `known_hosts` beside [`Identity::default_path`].
-    pub fn default_path() -> PathBuf {
-        unimplemented!()
+    /// `known_hosts` beside [`super::Identity::default_path`].
+    ///
+    /// # Errors
+    /// [`KeyError::NoHome`].
+    pub fn default_path() -> Result<PathBuf, KeyError> {
+        config_file("known_hosts")
     }
+
     /// Whether `key` is trusted for `host` (`HOST:PORT`); may ask the user and remember. The message
     /// says what was found, what was expected, and what to do.
     ///
     /// # Errors
     /// One line for the user.
-    pub fn check(&self, _host: &str, _key: &PublicKey) -> Result<(), String> {
-        unimplemented!()
+    pub fn check(&self, host: &str, key: &PublicKey) -> Result<(), String> {
+        let shown = key.fingerprint();
+        let other = |expected: &str, whence: &str| {
+            Err(format!(
+                "{host}: the server shows the key {shown}, not {expected} {whence}; \
+                 somebody may be in between: nothing was sent"
+            ))
+        };
+        match self {
+            ServerTrust::Key(expected) if expected == key => Ok(()),
+            ServerTrust::Key(expected) => other(&expected.fingerprint(), "that was agreed on"),
+            ServerTrust::Fingerprint(expected) if expected.trim_end_matches('=') == shown => Ok(()),
+            ServerTrust::Fingerprint(expected) => other(expected, "given with --server-key"),
+            ServerTrust::KnownHosts { own, .. } if own == key => Ok(()),
+            ServerTrust::KnownHosts { path, unknown, .. } => {
+                let text = match File::open(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+                    Err(error) => Err(KeyError::file(path)(error)),
+                    Ok(file) => read(path, &file),
+                };
+                let text = text.map_err(|error| format!("{host}: {error}"))?;
+                if is_known(path, &text, host, key)? {
+                    return Ok(());
+                }
+                match unknown {
+                    Unknown::Accept => {}
+                    Unknown::Ask => ask(host, &shown)?,
+                }
+                remember(path, host, key)
+            }
+        }
     }
 }
 
-/// The user's identity and files, as a convenience for commands.
-pub fn default_identity() -> Result<Identity, KeyError> {
-    Identity::load_or_create(&Identity::default_path())
+/// Whether the text of `known_hosts` has this key for the host; an error where it has another.
+fn is_known(path: &Path, text: &str, host: &str, key: &PublicKey) -> Result<bool, String> {
+    let mut other = None;
+    for (number, line) in lines(text) {
+        let Some((name, listed)) = line.split_once(|c: char| c.is_ascii_whitespace()) else {
+            continue;
+        };
+        if !name.eq_ignore_ascii_case(host) {
+            continue;
+        }
+        match listed.parse::<PublicKey>() {
+            Ok(listed) if listed == *key => return Ok(true),
+            Ok(listed) => other = Some((number, listed.fingerprint())),
+            Err(error) => {
+                return Err(format!("{host}: {}:{number}: {error}", path.display()));
+            }
+        }
+    }
+    let Some((number, listed)) = other else {
+        return Ok(false);
+    };
+    let (path, shown) = (path.display(), key.fingerprint());
+    Err(format!(
+        "{host}: THE SERVER'S KEY HAS CHANGED: it shows {shown}, but {path}:{number} has {listed}; \
+         somebody may be in between: nothing was sent. If the change is right, remove that line"
+    ))
+}
+
+/// Asks the user whether the key of an unknown server is right.
+fn ask(host: &str, shown: &str) -> Result<(), String> {
+    let (input, mut output) = (io::stdin(), io::stderr());
+    let refusal = || {
+        format!(
+            "{host}: unknown server, its key is {shown}; \
+             if that is right, say so with --server-key {shown} (or trust it blindly with --accept-new)"
+        )
+    };
+    if !input.is_terminal() || !output.is_terminal() {
+        return Err(refusal());
+    }
+    let mut question = format!(
+        "memfs: {host} is not known yet. The key it shows is\n  {shown}\nTrust it from now on (yes/no)? "
+    );
+    loop {
+        let mut answer = String::new();
+        let _ = output.write_all(question.as_bytes());
+        let _ = output.flush();
+        let read = input.lock().take(256).read_line(&mut answer);
+        match answer.trim() {
+            "yes" => return Ok(()),
+            "no" => return Err(refusal()),
+            _ if read.is_err() || answer.is_empty() => return Err(refusal()),
+            _ => question = "Please type 'yes' or 'no': ".into(),
+        }
+    }
+}
+
+/// Adds a server to `known_hosts`, unless another process was faster, maybe with another key.
+fn remember(path: &Path, host: &str, key: &PublicKey) -> Result<(), String> {
+    let mut known = Ok(false);
+    append(path, &format!("{host} {key}"), |text| {
+        known = is_known(path, text, host, key);
+        // An error counts as being there: nothing is added.
+        Ok(*known.as_ref().unwrap_or(&true))
+    })
+    .map_err(|error| format!("{host}: its key cannot be remembered: {error}"))?;
+    known?;
+    let (path, shown) = (path.display(), key.fingerprint());
+    tracing::info!("{host}: the key {shown} is remembered in {path}");
+    Ok(())
+}
+
+/// The lines that say something, with their numbers.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .zip(1..)
+        .map(|(line, number)| (number, line.trim_ascii()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// The whole text of a file, if it is not too long.
+fn read(path: &Path, file: &File) -> Result<String, KeyError> {
+    let mut text = String::new();
+    let mut limited = file.take(FILE_BYTES_MAX + 1);
+    limited
+        .read_to_string(&mut text)
+        .map_err(KeyError::file(path))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        let what = format!("longer than {FILE_BYTES_MAX} bytes");
+        return Err(KeyError::content(path, what));
+    }
+    Ok(text)
+}
+
+/// Adds a line to a file, made (0600) if there is none, unless `is_there` finds it in the text; false if
+/// it was there.
+fn append(
+    path: &Path,
+    line: &str,
+    is_there: impl FnOnce(&str) -> Result<bool, KeyError>,
+) -> Result<bool, KeyError> {
+    let failed = || KeyError::file(path);
+    make_directory_for(path).map_err(failed())?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed())?;
+    // Held until the file is closed.
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| failed()(error.into()))?;
+    let text = read(path, &file)?;
+    if is_there(&text)? {
+        return Ok(false);
+    }
+    // One write, so that a reader sees all of the line or nothing.
+    let newline = if text.is_empty() || text.ends_with('\n') {
+        ""
+    } else {
+        "\n"
+    };
+    file.write_all(format!("{newline}{line}\n").as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(failed())?;
+    Ok(true)
 }
