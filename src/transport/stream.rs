@@ -107,7 +107,7 @@ pub async fn send_frame(
     compress: bool,
 ) -> Result<(), StreamError> {
     let len = match u32::try_from(bytes.len()) {
-        Ok(len) if 1 <= len && len <= FRAME_BYTES_MAX => len,
+        Ok(len) if (1..=FRAME_BYTES_MAX).contains(&len) => len,
         _ => return Err(unsendable(bytes.len())),
     };
     let (kind, payload) = match frame::pack(&bytes, compress) {

@@ -16,6 +16,7 @@
 //! `len` is 1 to [`FRAME_BYTES_MAX`] for data and LZ4, 1 to [`super::TRANSFER_BYTES_MAX`] for zeroes.
 
 use super::TRANSFER_BYTES_MAX;
+use lz4_flex::block::{compress, compress_into, decompress, get_maximum_output_size};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 12;
@@ -78,7 +79,7 @@ impl Header {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
         let (len, wire) = (word(4), word(8));
-        let sized = 1 <= len && len <= FRAME_BYTES_MAX;
+        let sized = (1..=FRAME_BYTES_MAX).contains(&len);
         let kind = match bytes[0] {
             0 if sized && wire == len => Kind::Data,
             1 if 1 <= len && u64::from(len) <= TRANSFER_BYTES_MAX && wire == 0 => Kind::Zero,
@@ -106,23 +107,24 @@ pub enum Packed {
 const SAMPLE_BYTES: usize = 4096;
 
 /// Chooses how to send `bytes`, at most [`FRAME_BYTES_MAX`] of them: zeroes are found always, LZ4 is
-/// tried where `compress` and taken only if it saves an eighth.
-pub fn pack(bytes: &[u8], compress: bool) -> Packed {
+/// tried where `try_lz4` and taken only if it saves an eighth.
+pub fn pack(bytes: &[u8], try_lz4: bool) -> Packed {
     if is_zero(bytes) {
         return Packed::Zero;
     }
     let worth = |packed: usize, plain: usize| packed <= plain - plain / 8;
-    if !compress || bytes.len() < 512 {
+    if !try_lz4 || bytes.len() < 512 {
         return Packed::Data;
     }
     if bytes.len() > 2 * SAMPLE_BYTES {
         let middle = bytes.len() / 2;
         let sample = &bytes[middle..middle + SAMPLE_BYTES];
-        if !worth(lz4_flex::block::compress(sample).len(), sample.len()) {
+        let mut packed = [0; get_maximum_output_size(SAMPLE_BYTES)];
+        if !compress_into(sample, &mut packed).is_ok_and(|len| worth(len, sample.len())) {
             return Packed::Data;
         }
     }
-    let packed = lz4_flex::block::compress(bytes);
+    let packed = compress(bytes);
     if worth(packed.len(), bytes.len()) {
         Packed::Lz4(packed)
     } else {
@@ -133,9 +135,13 @@ pub fn pack(bytes: &[u8], compress: bool) -> Packed {
 /// The bytes of an LZ4 frame.
 ///
 /// # Errors
-/// [`FrameError::Lz4`] where the payload is not a block of exactly `len` bytes.
+/// [`FrameError::Lz4`] where the payload is not a block of exactly `len` bytes, or `len` is not
+/// allowed.
 pub fn unpack(payload: &[u8], len: u32) -> Result<Vec<u8>, FrameError> {
-    match lz4_flex::block::decompress(payload, len as usize) {
+    if len > FRAME_BYTES_MAX {
+        return Err(FrameError::Lz4(len));
+    }
+    match decompress(payload, len as usize) {
         Ok(bytes) if bytes.len() == len as usize => Ok(bytes),
         _ => Err(FrameError::Lz4(len)),
     }
