@@ -5,6 +5,8 @@
 //!
 //! Errors are errnos, chosen where they arise; those a caller must expect are named at each call.
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod directory;
 pub mod memory;
 
