@@ -1,1 +1,8 @@
-//! sys
+//! All `unsafe` of the crate: memory mappings and system calls that have no safe wrapper. Knows
+//! nothing of regions.
+
+mod fork;
+mod write_back;
+
+pub use fork::{Forked, close_standard_streams, fork, ignore_end_signals};
+pub use write_back::write_back;

@@ -1,0 +1,599 @@
+//! Requests on names and attributes, and how any request is run.
+
+use super::convert::{self, errno};
+use super::data::Rest;
+use crate::node::replica::{Entry, HandleNo, NodeNo, Replica};
+use crate::store::Errno;
+use crate::wire::{Caller, Make, SetAttr};
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Handle;
+
+/// The most bytes of one READ or WRITE.
+const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+/// How many reads ahead and the like the kernel may have under way.
+const BACKGROUND_MAX: u16 = 128;
+/// The longest content of a symbolic link, and the longest path.
+const LINK_BYTES_MAX: usize = 4095;
+/// Names are looked up at each use: see the module above.
+const NAME_TTL: Duration = Duration::ZERO;
+
+/// Capabilities of the kernel that are wanted; each where there is one.
+///
+/// Not among them: the write-back cache (the kernel would own size and times), the killing of set-uid bits
+/// (the kernel asks for it by SETATTR), locks (they hold on this machine), READDIRPLUS (worth
+/// something only where the kernel may keep names).
+const CAPABILITIES: [InitFlags; 5] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_NO_EXPORT_SUPPORT,
+];
+
+/// Answers the kernel's requests.
+pub(super) struct Adapter {
+    pub(super) replica: Arc<Replica>,
+    runtime: Handle,
+    /// Process number of [`super::Helper`].
+    helper: u32,
+    /// What did not fit into the answer before, of each directory being read.
+    pub(super) rests: Arc<Mutex<HashMap<HandleNo, Rest>>>,
+}
+
+impl Adapter {
+    pub(super) fn new(replica: Arc<Replica>, runtime: Handle, helper: u32) -> Adapter {
+        Adapter {
+            replica,
+            runtime,
+            helper,
+            rests: Arc::default(),
+        }
+    }
+
+    /// Runs `work` here as far as it goes without waiting, and the rest of it, if any, as a task.
+    pub(super) fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
+        let inside = self.runtime.enter();
+        let polled = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(inside);
+        if polled.is_pending() {
+            self.runtime.spawn(work);
+        }
+    }
+
+    /// Whether it is the helper that asks, which opens files only to have them written back.
+    pub(super) fn is_helper(&self, request: &Request) -> bool {
+        request.pid() == self.helper
+    }
+
+    fn make(
+        &self,
+        request: &Request,
+        dir: INodeNo,
+        name: &OsStr,
+        make: Make,
+        mode: u32,
+        reply: ReplyEntry,
+    ) {
+        let name = match convert::name(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let (replica, by) = (Arc::clone(&self.replica), caller(request));
+        let mode = convert::permissions(mode);
+        self.run(async move {
+            let made = replica.make(NodeNo(dir.0), &name, make, mode, by).await;
+            reply_entry(reply, made);
+        });
+    }
+
+    fn remove(&self, dir: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
+        let name = match convert::name(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            reply_empty(reply, replica.remove(NodeNo(dir.0), &name, directory).await);
+        });
+    }
+}
+
+pub(super) fn caller(request: &Request) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+    }
+}
+
+pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_entry(reply: ReplyEntry, result: Result<Entry, Errno>) {
+    match result {
+        Ok(entry) => reply.entry_with_ttls(
+            &entry.ttl,
+            &NAME_TTL,
+            &convert::file_attr(&entry),
+            Generation(entry.generation),
+        ),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, result: Result<Entry, Errno>) {
+    match result {
+        Ok(entry) => reply.attr(&entry.ttl, &convert::file_attr(&entry)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// A value whose reader has room for `room` bytes, or asks with 0 how many there are.
+fn reply_xattr(reply: ReplyXattr, room: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if room == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= room as usize => reply.data(&value),
+        Ok(_) => reply.error(errno(Errno::RANGE)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!("the kernel does not have {capability:?}");
+            }
+        }
+        // Each takes the nearest value that is allowed where ours is not.
+        let _ = config.set_max_write(TRANSFER_BYTES_MAX);
+        if let Err(allowed) = config.set_max_readahead(TRANSFER_BYTES_MAX) {
+            let _ = config.set_max_readahead(allowed);
+        }
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = match convert::name(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            reply_entry(reply, replica.lookup(NodeNo(dir.0), &name).await);
+        });
+    }
+
+    fn forget(&self, _request: &Request, node: INodeNo, lookups: u64) {
+        self.replica.forget(NodeNo(node.0), lookups);
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move { reply_attr(reply, replica.get_attr(NodeNo(node.0)).await) });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(convert::permissions),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        let (replica, by) = (Arc::clone(&self.replica), caller(request));
+        let handle = handle.map(|handle| HandleNo(handle.0));
+        self.run(async move {
+            let entry = replica.set_attr(NodeNo(node.0), handle, set, by).await;
+            reply_attr(reply, entry);
+        });
+    }
+
+    fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            match replica.read_link(NodeNo(node.0)).await {
+                Ok(content) => reply.data(&content),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        match convert::make(mode, rdev) {
+            Ok(make) => self.make(request, dir, name, make, mode, reply),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make(request, dir, name, Make::Directory, mode, reply);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        dir: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let target = target.as_os_str().as_bytes();
+        if target.len() > LINK_BYTES_MAX {
+            return reply.error(errno(Errno::NAMETOOLONG));
+        }
+        let make = Make::Symlink(target.to_vec());
+        self.make(request, dir, name, make, 0o777, reply);
+    }
+
+    fn unlink(&self, _request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(dir, name, false, reply);
+    }
+
+    fn rmdir(&self, _request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(dir, name, true, reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        from_dir: INodeNo,
+        from: &OsStr,
+        to_dir: INodeNo,
+        to: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let names = convert::name(from)
+            .and_then(|from| Ok((from, convert::name(to)?, convert::rename_mode(flags)?)));
+        let (from, to, mode) = match names {
+            Ok(names) => names,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let (from_dir, to_dir) = (NodeNo(from_dir.0), NodeNo(to_dir.0));
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            let result = replica.rename(from_dir, &from, to_dir, &to, mode).await;
+            reply_empty(reply, result);
+        });
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        dir: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let name = match convert::name(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            let linked = replica.link(NodeNo(node.0), NodeNo(dir.0), &name).await;
+            reply_entry(reply, linked);
+        });
+    }
+
+    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            match replica.stat_fs().await {
+                Ok(s) => reply.statfs(
+                    s.blocks,
+                    s.blocks_free,
+                    s.blocks_available,
+                    s.files,
+                    s.files_free,
+                    s.block_bytes,
+                    s.name_bytes_max,
+                    s.block_bytes,
+                ),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        room: u32,
+        reply: ReplyXattr,
+    ) {
+        let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
+        self.run(async move {
+            let value = replica.get_xattr(NodeNo(node.0), &name).await;
+            reply_xattr(reply, room, value);
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, node: INodeNo, room: u32, reply: ReplyXattr) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            reply_xattr(reply, room, replica.list_xattr(NodeNo(node.0)).await);
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match convert::xattr_mode(flags) {
+            Ok(mode) => mode,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let replica = Arc::clone(&self.replica);
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        self.run(async move {
+            let set = replica.set_xattr(NodeNo(node.0), &name, &value, mode).await;
+            reply_empty(reply, set);
+        });
+    }
+
+    fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
+        self.run(async move {
+            reply_empty(reply, replica.remove_xattr(NodeNo(node.0), &name).await);
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let name = match convert::name(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let (replica, by) = (Arc::clone(&self.replica), caller(request));
+        let (mode, exclusive) = (convert::permissions(mode), flags & libc::O_EXCL != 0);
+        self.run(async move {
+            match replica
+                .create(NodeNo(dir.0), &name, mode, exclusive, by)
+                .await
+            {
+                Ok((entry, handle)) => reply.created(
+                    // Stands for the name as well, so it cannot be the attributes'.
+                    &NAME_TTL,
+                    &convert::file_attr(&entry),
+                    Generation(entry.generation),
+                    FileHandle(handle.0),
+                    fuser::FopenFlags::FOPEN_KEEP_CACHE,
+                ),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.open_file(request, NodeNo(node.0), flags, reply);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        len: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.read_file(HandleNo(handle.0), offset, len, reply);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let write_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        self.write_file(HandleNo(handle.0), offset, bytes, write_back, reply);
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move { reply_empty(reply, replica.flush(HandleNo(handle.0)).await) });
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.close_file(HandleNo(handle.0), reply);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            reply_empty(reply, replica.sync(HandleNo(handle.0), data_only).await);
+        });
+    }
+
+    fn opendir(&self, _request: &Request, dir: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.replica.open_dir(NodeNo(dir.0));
+        reply.opened(FileHandle(handle.0), fuser::FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _dir: INodeNo,
+        handle: FileHandle,
+        cursor: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.read_directory(HandleNo(handle.0), cursor, reply);
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _dir: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.close_directory(HandleNo(handle.0), reply);
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        dir: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        let replica = Arc::clone(&self.replica);
+        self.run(async move { reply_empty(reply, replica.sync_dir(NodeNo(dir.0)).await) });
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.allocate(HandleNo(handle.0), offset, len, mode, reply);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.seek(HandleNo(handle.0), offset, whence, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _from_node: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _to_node: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let from = (HandleNo(from.0), from_offset);
+        let to = (HandleNo(to.0), to_offset);
+        self.copy_range(from, to, len, reply);
+    }
+}

@@ -1,0 +1,266 @@
+//! Requests on open files and directories.
+
+use super::adapter::{Adapter, reply_empty};
+use super::convert::{self, errno};
+use crate::node::replica::{DirItem, HandleNo, NodeNo, Replica};
+use crate::store::{Errno, Result};
+use crate::units::ByteRange;
+use fuser::{
+    FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyLseek, ReplyOpen, ReplyWrite, Request,
+};
+use std::sync::Arc;
+
+/// What the helper process gets for a file. It is never read from, nor written to.
+const HELPER_HANDLE: FileHandle = FileHandle(u64::MAX);
+/// The most bytes that one `copy_file_range(2)` copies; the caller comes again for the rest.
+const COPY_BYTES_MAX: u64 = 16 << 20;
+/// How much of it is in memory at a time.
+const COPY_CHUNK_BYTES: u64 = 1 << 20;
+
+/// Entries of a directory that were read and have not been asked for yet.
+pub(super) struct Rest {
+    /// Of the entry before the first of them.
+    cursor: u64,
+    items: std::vec::IntoIter<DirItem>,
+}
+
+impl Adapter {
+    pub(super) fn open_file(
+        &self,
+        request: &Request,
+        node: NodeNo,
+        flags: OpenFlags,
+        reply: ReplyOpen,
+    ) {
+        let mode = flags.acc_mode();
+        let (read, write) = (mode != OpenAccMode::O_WRONLY, mode != OpenAccMode::O_RDONLY);
+        let mut opened = FopenFlags::empty();
+        // Nothing is written through a descriptor that cannot write: closing it need not push.
+        opened.set(FopenFlags::FOPEN_NOFLUSH, !write);
+        if self.is_helper(request) && !write {
+            return reply.opened(HELPER_HANDLE, opened | FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            match replica.open(node, read, write).await {
+                Ok((handle, keep)) => {
+                    opened.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
+                    reply.opened(FileHandle(handle.0), opened);
+                }
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    pub(super) fn close_file(&self, handle: HandleNo, reply: ReplyEmpty) {
+        if handle.0 != HELPER_HANDLE.0 {
+            self.replica.close(handle);
+        }
+        reply.ok();
+    }
+
+    pub(super) fn read_file(&self, handle: HandleNo, offset: u64, len: u32, reply: ReplyData) {
+        let mut unanswered = Some(reply);
+        let answer = |bytes: &[u8]| {
+            if let Some(reply) = unanswered.take() {
+                reply.data(bytes);
+            }
+        };
+        let result = self.replica.try_read(handle, offset, len, answer);
+        let Some(reply) = unanswered else { return };
+        match result {
+            Some(Err(error)) => reply.error(errno(error)),
+            Some(Ok(())) => reply.data(&[]),
+            None => {
+                let replica = Arc::clone(&self.replica);
+                self.run(wait_and_read(replica, handle, offset, len, reply));
+            }
+        }
+    }
+
+    pub(super) fn write_file(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        bytes: &[u8],
+        write_back: bool,
+        reply: ReplyWrite,
+    ) {
+        let written = bytes.len() as u32;
+        match self.replica.try_write(handle, offset, bytes, write_back) {
+            Some(Ok(())) => reply.written(written),
+            Some(Err(error)) => reply.error(errno(error)),
+            None => {
+                let (replica, bytes) = (Arc::clone(&self.replica), bytes.to_vec());
+                self.run(async move {
+                    match replica.write(handle, offset, &bytes, write_back).await {
+                        Ok(()) => reply.written(written),
+                        Err(error) => reply.error(errno(error)),
+                    }
+                });
+            }
+        }
+    }
+
+    pub(super) fn allocate(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let range = ByteRange::at(offset, len).ok_or(Errno::FBIG);
+        let (range, mode) = match range.and_then(|range| Ok((range, convert::allocate(mode)?))) {
+            Ok(wanted) => wanted,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let replica = Arc::clone(&self.replica);
+        self.run(async move { reply_empty(reply, replica.allocate(handle, range, mode).await) });
+    }
+
+    pub(super) fn seek(&self, handle: HandleNo, offset: i64, whence: i32, reply: ReplyLseek) {
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return reply.error(errno(Errno::INVAL)),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(errno(Errno::NXIO));
+        };
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            match replica.seek(handle, offset, data).await.map(i64::try_from) {
+                Ok(Ok(offset)) => reply.offset(offset),
+                Ok(Err(_)) => reply.error(errno(Errno::OVERFLOW)),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    pub(super) fn copy_range(
+        &self,
+        from: (HandleNo, u64),
+        to: (HandleNo, u64),
+        len: u64,
+        reply: ReplyWrite,
+    ) {
+        let replica = Arc::clone(&self.replica);
+        let len = len.min(COPY_BYTES_MAX);
+        self.run(async move {
+            match copy(&replica, from, to, len).await {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    pub(super) fn read_directory(&self, handle: HandleNo, cursor: u64, reply: ReplyDirectory) {
+        let rests = Arc::clone(&self.rests);
+        let rest = rests.lock().remove(&handle);
+        let replica = Arc::clone(&self.replica);
+        self.run(async move {
+            // At 0 the listing begins anew.
+            let rest = rest.filter(|rest| cursor != 0 && rest.cursor == cursor);
+            let rest = rest.unwrap_or_else(|| Rest {
+                cursor,
+                items: Vec::new().into_iter(),
+            });
+            if let Some(rest) = fill(&replica, handle, rest, reply).await {
+                rests.lock().insert(handle, rest);
+            }
+        });
+    }
+
+    pub(super) fn close_directory(&self, handle: HandleNo, reply: ReplyEmpty) {
+        self.rests.lock().remove(&handle);
+        self.replica.close_dir(handle);
+        reply.ok();
+    }
+}
+
+async fn wait_and_read(
+    replica: Arc<Replica>,
+    handle: HandleNo,
+    offset: u64,
+    len: u32,
+    reply: ReplyData,
+) {
+    let mut unanswered = Some(reply);
+    let answer = |bytes: &[u8]| {
+        if let Some(reply) = unanswered.take() {
+            reply.data(bytes);
+        }
+    };
+    let result = replica.read(handle, offset, len, answer).await;
+    match (result, unanswered) {
+        (_, None) => {}
+        (Err(error), Some(reply)) => reply.error(errno(error)),
+        (Ok(()), Some(reply)) => reply.data(&[]),
+    }
+}
+
+/// Copies up to `len` bytes, fewer at the end of the source. The kernel has written back what it had of both.
+async fn copy(
+    replica: &Replica,
+    (from, from_offset): (HandleNo, u64),
+    (to, to_offset): (HandleNo, u64),
+    len: u64,
+) -> Result<u64> {
+    let mut copied = 0;
+    while copied < len {
+        let want = COPY_CHUNK_BYTES.min(len - copied) as u32;
+        let chunk = async {
+            let start = from_offset.checked_add(copied).ok_or(Errno::OVERFLOW)?;
+            let bytes = replica.read(from, start, want, <[u8]>::to_vec).await?;
+            let start = to_offset.checked_add(copied).ok_or(Errno::FBIG)?;
+            if !bytes.is_empty() {
+                replica.write(to, start, &bytes, false).await?;
+            }
+            Ok(bytes.len() as u64)
+        };
+        match chunk.await {
+            Ok(0) => break,
+            Ok(more) => copied += more,
+            // As with write(2), what went well before counts.
+            Err(_) if copied > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(copied)
+}
+
+/// Answers with as many entries as fit, and returns those that were read and did not.
+async fn fill(
+    replica: &Replica,
+    handle: HandleNo,
+    mut rest: Rest,
+    mut reply: ReplyDirectory,
+) -> Option<Rest> {
+    let mut any = false;
+    loop {
+        while let Some(item) = rest.items.as_slice().first() {
+            let (node, kind) = (INodeNo(item.entry.node.0), item.entry.attr.kind);
+            if reply.add(node, item.cursor, convert::file_type(kind), &item.name) {
+                reply.ok();
+                return Some(rest);
+            }
+            any = true;
+            rest.cursor = item.cursor;
+            rest.items.next();
+        }
+        match replica.read_dir(handle, rest.cursor).await {
+            Ok(items) if items.is_empty() => break,
+            Ok(items) => rest.items = items.into_iter(),
+            // What there is already is given; the kernel meets the error when it comes again.
+            Err(_) if any => break,
+            Err(error) => {
+                reply.error(errno(error));
+                return None;
+            }
+        }
+    }
+    reply.ok();
+    None
+}

@@ -1,0 +1,229 @@
+//! The process that makes the kernel write back pages dirtied through mappings.
+//!
+//! The kernel does it for whoever opens the file and calls `sync_file_range(2)` on it. The process that
+//! serves the mount must not do that itself: were it killed while a thread of its own waits for an answer of
+//! its own, that thread could not end, so `/dev/fuse` would stay open, so the answer would never be given up
+//! on. So a second process does it, which has no descriptor of `/dev/fuse`. It ends when the first does.
+//!
+//! Nothing is kept open between two calls, as that would keep the mount from being unmounted.
+//!
+//! ```text
+//! request: node (u64, little-endian; 0: all of them) · path below the mount point
+//! answer:  an errno (i32, little-endian), 0 where it went well
+//! ```
+//!
+//! The first message is the device number (two u32) and the mount point, and has no answer.
+
+use super::mounts::Device;
+use crate::node::replica::NodeNo;
+use crate::sys::{self, Forked};
+use crate::wire::RelPath;
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The longest message: two numbers and a path.
+const MESSAGE_BYTES_MAX: usize = 8 + libc::PATH_MAX as usize;
+
+/// Stands for all nodes in a request.
+const ALL: NodeNo = NodeNo(0);
+
+/// The helper process, as seen by the one that serves.
+pub struct Helper {
+    socket: Mutex<OwnedFd>,
+    pid: u32,
+}
+
+impl Helper {
+    /// Starts it. To be called before this process has a second thread.
+    ///
+    /// # Errors
+    /// As `socketpair(2)` and [`sys::fork`].
+    pub fn start() -> io::Result<Helper> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        match sys::fork()? {
+            Forked::Parent(pid) => Ok(Helper {
+                socket: Mutex::new(ours),
+                pid: pid.as_raw_nonzero().get().unsigned_abs(),
+            }),
+            Forked::Child => {
+                drop(ours);
+                let ended = live(&theirs);
+                std::process::exit(i32::from(ended.is_err()));
+            }
+        }
+    }
+
+    /// Its process number: what it opens is not opened by a program.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// From here on it works for this mount.
+    pub(super) fn watch(&self, device: Device, mountpoint: &Path) {
+        let mut message = Vec::with_capacity(MESSAGE_BYTES_MAX);
+        message.extend_from_slice(&device.major.to_le_bytes());
+        message.extend_from_slice(&device.minor.to_le_bytes());
+        message.extend_from_slice(mountpoint.as_os_str().as_bytes());
+        if let Err(why) = rustix::net::send(&*self.socket.lock(), &message, SendFlags::NOSIGNAL) {
+            tracing::warn!("the helper process does not listen: {why}");
+        }
+    }
+
+    /// Has the dirty pages of a file written back, and waits. Where the file is not found at `path` any more,
+    /// as [`Helper::write_back_all`].
+    ///
+    /// # Errors
+    /// As `openat2(2)` and `sync_file_range(2)`; where the helper is gone.
+    pub(super) fn write_back(&self, node: NodeNo, path: &RelPath) -> io::Result<()> {
+        self.ask(node, path.as_os())
+    }
+
+    /// Has the writing back of all dirty pages started.
+    ///
+    /// # Errors
+    /// As `open(2)` and `syncfs(2)`; where the helper is gone.
+    pub fn write_back_all(&self) -> io::Result<()> {
+        self.ask(ALL, OsStr::new(""))
+    }
+
+    fn ask(&self, node: NodeNo, path: &OsStr) -> io::Result<()> {
+        let mut message = node.0.to_le_bytes().to_vec();
+        message.extend_from_slice(path.as_bytes());
+        // One request at a time: the lock is held until its answer is here.
+        let socket = self.socket.lock();
+        rustix::net::send(&*socket, &message, SendFlags::NOSIGNAL)?;
+        let mut answer = [0; 4];
+        let len = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(&*socket, &mut answer[..], RecvFlags::empty())
+        })?;
+        match i32::from_le_bytes(answer) {
+            _ if len.0 != answer.len() => Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+/// The helper's life, until the other end of `socket` is gone.
+fn live(socket: &OwnedFd) -> io::Result<()> {
+    detach()?;
+    let mut mount = None;
+    let mut message = vec![0; MESSAGE_BYTES_MAX];
+    loop {
+        let (_, len) = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(socket, &mut message[..], RecvFlags::empty())
+        })?;
+        if len == 0 {
+            return Ok(());
+        }
+        let Some((number, path)) = message[..len].split_first_chunk::<8>() else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let path = OsStr::from_bytes(path);
+        let Some(mount) = &mount else {
+            mount = Some(Watched::new(*number, path));
+            continue;
+        };
+        let node = NodeNo(u64::from_le_bytes(*number));
+        let errno = match mount.write_back(node, path) {
+            Ok(()) => 0,
+            Err(errno) => errno.raw_os_error(),
+        };
+        rustix::net::send(socket, &errno.to_le_bytes(), SendFlags::NOSIGNAL)?;
+    }
+}
+
+/// Out of the reach of terminals and service managers: it ends when it is not needed any more.
+fn detach() -> io::Result<()> {
+    sys::ignore_end_signals();
+    rustix::process::setsid()?;
+    rustix::process::chdir("/")?;
+    sys::close_standard_streams()?;
+    rustix::thread::set_name(c"memfs-writeback")?;
+    Ok(())
+}
+
+/// The mount that the helper works for.
+struct Watched {
+    device: Device,
+    mountpoint: PathBuf,
+}
+
+impl Watched {
+    fn new(numbers: [u8; 8], mountpoint: &OsStr) -> Watched {
+        let [a, b, c, d, e, f, g, h] = numbers;
+        Watched {
+            device: Device {
+                major: u32::from_le_bytes([a, b, c, d]),
+                minor: u32::from_le_bytes([e, f, g, h]),
+            },
+            mountpoint: PathBuf::from(mountpoint),
+        }
+    }
+
+    fn write_back(&self, node: NodeNo, path: &OsStr) -> rustix::io::Result<()> {
+        let root = self.root()?;
+        if node == ALL {
+            return sync_all(&root);
+        }
+        match open(&root, node, path) {
+            Ok(file) => {
+                sys::write_back(&file).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+            }
+            // Moved, unlinked, or not readable by us: its pages are among all there are.
+            Err(_) => sync_all(&root),
+        }
+    }
+
+    /// The mount's root, provided that it is still this mount that is there.
+    fn root(&self) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &self.mountpoint, flags, Mode::empty())?;
+        let (device, _) = identity(&root)?;
+        if device == self.device {
+            Ok(root)
+        } else {
+            Err(Errno::NODEV)
+        }
+    }
+}
+
+/// Device and inode number as the kernel has them. `fstat(2)` would ask the server for the attributes.
+fn identity(file: impl AsFd) -> rustix::io::Result<(Device, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let status = rustix::fs::statx(file, c"", flags, StatxFlags::INO)?;
+    let device = Device {
+        major: status.stx_dev_major,
+        minor: status.stx_dev_minor,
+    };
+    Ok((device, status.stx_ino))
+}
+
+fn open(root: &OwnedFd, node: NodeNo, path: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let stay = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    let file = rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), stay)?;
+    let (_, inode) = identity(&file)?;
+    if inode == node.0 {
+        Ok(file)
+    } else {
+        Err(Errno::STALE)
+    }
+}
+
+fn sync_all(root: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::syncfs(rustix::fs::openat(root, c".", flags, Mode::empty())?)
+}

@@ -1,0 +1,143 @@
+//! A replica as a file system, over FUSE.
+//!
+//! ```text
+//!   program ─ kernel ═ /dev/fuse ═ 2 to 4 threads ─ adapter ─ Replica
+//!                 ▲                                               │
+//!                 ├──── notices ◀──────────── FuseKernel ◀────────┤  a thread of the replica's own
+//!                 └──── open, sync_file_range ◀─ helper process ◀─┘
+//! ```
+//!
+//! The threads that read `/dev/fuse` serve everybody, so none of them ever waits: a request runs on its
+//! thread as far as it goes without waiting, and is answered there if that is to its end; otherwise the
+//! rest of it becomes a task. What the pages for a read are present for costs no allocation and no hop.
+//!
+//! The kernel keeps attributes for as long as the replica says, pages until it is told to drop them, and
+//! names not at all: each use of a name is a LOOKUP, answered from the replica's coherent copy. So
+//! there is never a name to take back from the kernel, which would need the lock on a directory that a
+//! request on it may be holding.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `adapter` | the requests on names and attributes, and how any request is run |
+//! | `data` | the requests on open files and directories |
+//! | `convert` | the kernel's words and ours |
+//! | `kernel` | what is said to the kernel unasked |
+//! | `helper` | the process that makes the kernel write back mapped pages |
+//! | `mount` | `mount(2)`, `fusermount3` |
+//! | `mounts` | reading `/proc/self/mountinfo` |
+
+mod adapter;
+mod convert;
+mod data;
+mod helper;
+mod kernel;
+mod mount;
+pub mod mounts;
+
+pub use helper::Helper;
+pub use mount::{Mounting, unmount};
+
+use crate::node::replica::Replica;
+use adapter::Adapter;
+use kernel::FuseKernel;
+use mounts::Device;
+use std::io;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// What `/proc/mounts` shows after `fuse.`.
+pub const SUBTYPE: &str = "memfs";
+
+/// How far the kernel reads ahead in a file, in KiB. Only root can raise it.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// A file system that programs can use.
+pub struct Mounted {
+    device: Device,
+    ended: oneshot::Receiver<io::Result<()>>,
+}
+
+impl Mounted {
+    /// Its device number, as `st_dev` of its files.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Waits until the file system is unmounted and nobody uses it any more.
+    ///
+    /// # Errors
+    /// Where the kernel's requests could not be read any more.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        match (&mut self.ended).await {
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other("the thread of the file system is gone")),
+        }
+    }
+}
+
+/// Mounts `replica` and begins to answer.
+///
+/// # Errors
+/// One line for the user.
+pub fn mount(
+    replica: &Arc<Replica>,
+    runtime: &Handle,
+    how: &Mounting,
+    helper: Arc<Helper>,
+) -> Result<Mounted, String> {
+    let fd = mount::mount(how)?;
+    match start(replica, runtime, how, helper, fd) {
+        Ok(mounted) => Ok(mounted),
+        Err(error) => {
+            // It is mounted and would hang whoever looks at it.
+            if let Err(why) = unmount(&how.mountpoint, true) {
+                tracing::warn!("{}: {why}", how.mountpoint.display());
+            }
+            Err(format!("{}: {error}", how.mountpoint.display()))
+        }
+    }
+}
+
+fn start(
+    replica: &Arc<Replica>,
+    runtime: &Handle,
+    how: &Mounting,
+    helper: Arc<Helper>,
+    fd: std::os::fd::OwnedFd,
+) -> io::Result<Mounted> {
+    let device = mounts::read()?
+        .into_iter()
+        .rfind(|mount| mount.is_memfs() && mount.mountpoint == how.mountpoint)
+        .map(|mount| mount.device)
+        .ok_or_else(|| io::Error::other("the mount is not in /proc/self/mountinfo"))?;
+    helper.watch(device, &how.mountpoint);
+
+    let mut config = fuser::Config::default();
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    config.n_threads = Some(cores.clamp(2, 4));
+    config.clone_fd = mount::can_open_device();
+    let adapter = Adapter::new(Arc::clone(replica), runtime.clone(), helper.pid());
+    // The kernel itself refuses other users; the library's own check would also refuse what they do
+    // with a file that was handed to them open.
+    let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
+    replica.set_kernel(Arc::new(FuseKernel::new(session.notifier(), helper)));
+    raise_read_ahead(device);
+
+    let (tell, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".into())
+        .spawn(move || {
+            // Nobody listens where the process is ending.
+            let _ = tell.send(session.run());
+        })?;
+    Ok(Mounted { device, ended })
+}
+
+/// Best effort: the kernel lets nobody but root.
+fn raise_read_ahead(device: Device) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(why) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!("{path}: {why}");
+    }
+}
