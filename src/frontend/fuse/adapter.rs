@@ -3,7 +3,6 @@
 use super::convert::{self, errno};
 use super::data::Rest;
 use crate::node::replica::{Entry, HandleNo, NodeNo, Replica};
-use crate::store::Errno;
 use crate::wire::{Caller, Make, SetAttr};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -12,6 +11,7 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;

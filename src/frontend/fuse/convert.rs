@@ -1,9 +1,9 @@
 //! The kernel's words and ours.
 
 use crate::node::replica::Entry;
-use crate::store::Errno;
 use crate::wire::{Allocate, Kind, Make, Name, RenameMode, SetTime, Time, XattrMode};
 use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
+use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 

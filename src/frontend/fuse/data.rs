@@ -3,12 +3,12 @@
 use super::adapter::{Adapter, reply_empty};
 use super::convert::{self, errno};
 use crate::node::replica::{DirItem, HandleNo, NodeNo, Replica};
-use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use fuser::{
     FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyDirectory, ReplyEmpty,
     ReplyLseek, ReplyOpen, ReplyWrite, Request,
 };
+use rustix::io::{Errno, Result};
 use std::sync::Arc;
 
 /// What the helper process gets for a file. It is never read from, nor written to.
