@@ -82,6 +82,14 @@ impl Replica {
     pub fn size(&self) -> u64 {
         unimplemented!()
     }
+    /// Size in bytes at the authority, as far as known.
+    pub fn base_size(&self) -> u64 {
+        unimplemented!()
+    }
+    /// Runs of pages in `range` that are dirty or being pushed, ascending.
+    pub fn unpushed_runs(&self, _range: PageRange) -> Vec<PageRange> {
+        unimplemented!()
+    }
     /// The region's epoch.
     pub fn epoch(&self) -> Epoch {
         unimplemented!()

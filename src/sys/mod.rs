@@ -2,7 +2,9 @@
 //! nothing of regions.
 
 mod fork;
+mod mapped_file;
 mod write_back;
 
 pub use fork::{Forked, close_standard_streams, fork, ignore_end_signals};
+pub use mapped_file::MappedFile;
 pub use write_back::write_back;

@@ -38,6 +38,8 @@ pub const TRANSFER_BYTES_MAX: u64 = 4 << 20;
 pub const PUSH_EXTENTS_MAX: usize = 256;
 /// The most entries one `ReadDir` reply may hold.
 pub const DIR_ENTRIES_MAX: usize = 1024;
+/// The most components a path may have: each takes two bytes at the least.
+pub const PATH_COMPONENTS_MAX: usize = 2048;
 /// The most bytes of an extended attribute's value (Linux: `XATTR_SIZE_MAX`).
 pub const XATTR_BYTES_MAX: usize = 65536;
 

@@ -1,18 +1,48 @@
 //! A replica of an authority's tree: names, attributes and copies of regions, kept coherent.
 //!
-//! What a front end calls. Calls that may have to wait for the authority are `async` and finish at their
-//! first poll where everything is here; the two on the hot path have a form that never waits
-//! ([`Replica::try_read`], [`Replica::try_write`]).
+//! | file | owns |
+//! |---|---|
+//! | `link` | the connection: requests, repetition, lease, reconnecting |
+//! | `nodes` | the table of nodes, what is cached of them |
+//! | `names`, `attrs`, `files` | what a front end calls, by what it is about |
+//! | `region` | one region: core, local copy, who waits |
+//! | `transfer` | pull and push tasks |
+//! | `events` | invalidations, and what follows a lost link |
+//! | `kernel` | keeping the kernel's cache coherent |
+//! | `status` | what is going on; the end |
+//!
+//! Calls that may have to wait for the authority are `async` and finish at their first poll where everything
+//! is here; the two on the hot path have a form that never waits ([`Replica::try_read`],
+//! [`Replica::try_write`]).
+//!
+//! Order of locks: `Nodes::table`, then a node's `region` slot, then its region's `inner`; `Shared::regions` before
+//! a `region` slot; a node's `state` last. None is held across an await, but for a region's `remote`.
 
+mod attrs;
+mod events;
+mod files;
+mod kernel;
+mod link;
+mod names;
+mod nodes;
+mod region;
+mod status;
+mod transfer;
+
+pub use status::{LinkState, RegionStatus, Status};
+
+use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::transport::Dialer;
 use crate::units::ByteRange;
-use crate::wire::{
-    Allocate, Attr, Caller, Make, Name, RelPath, RenameMode, SetAttr, StatFs, XattrMode,
-};
+use crate::wire::{Attr, Caller, Capabilities, RelPath};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// A node's number on this mount, as `st_ino` shows it. [`ROOT`] is the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,299 +132,179 @@ pub trait KernelCache: Send + Sync + 'static {
 }
 
 /// A replica.
-pub struct Replica {}
+pub struct Replica {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a replica share.
+pub(crate) struct Shared {
+    link: Arc<link::Link>,
+    options: ReplicaOptions,
+    runtime: tokio::runtime::Handle,
+    nodes: nodes::Nodes,
+    files: RwLock<HashMap<HandleNo, Arc<files::OpenFile>>>,
+    dirs: RwLock<HashMap<HandleNo, Arc<names::DirHandle>>>,
+    next_handle: AtomicU64,
+    /// Nodes that have a region.
+    regions: Mutex<HashMap<NodeNo, Arc<nodes::Node>>>,
+    kernel: OnceLock<kernel::Kernel>,
+    owners: attrs::Owners,
+    capabilities: Capabilities,
+    server_user: Caller,
+    server_read_only: bool,
+    /// Dirty bytes of all regions.
+    dirty_bytes: watch::Sender<u64>,
+    /// Bytes of all local copies.
+    copy_bytes: AtomicU64,
+    uses: AtomicU64,
+    pulled_bytes: AtomicU64,
+    pushed_bytes: AtomicU64,
+}
 
 impl Replica {
-    /// Connects, and is let in.
+    /// Connects, and is let in. To be called within a tokio runtime of several threads.
     ///
     /// # Errors
     /// One line for the user.
     pub async fn connect(
-        _dialer: Dialer,
-        _options: ReplicaOptions,
+        dialer: Dialer,
+        options: ReplicaOptions,
     ) -> std::result::Result<Arc<Replica>, String> {
-        unimplemented!()
+        let subtree = options.subtree.clone();
+        let (link, session, events) =
+            link::Link::connect(dialer, subtree, options.read_only).await?;
+        let root = &session.welcome.root;
+        let nodes = nodes::Nodes::new(root);
+        if let Ok(node) = nodes.get(ROOT) {
+            node.adopt(root, Tick(0));
+        }
+        let interval = options.push_interval;
+        let shared = Arc::new(Shared {
+            link,
+            options,
+            runtime: tokio::runtime::Handle::current(),
+            nodes,
+            files: RwLock::default(),
+            dirs: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            regions: Mutex::default(),
+            kernel: OnceLock::new(),
+            owners: attrs::Owners::default(),
+            capabilities: session.welcome.capabilities,
+            server_user: session.welcome.server,
+            server_read_only: session.welcome.read_only,
+            dirty_bytes: watch::Sender::new(0),
+            copy_bytes: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
+            pulled_bytes: AtomicU64::new(0),
+            pushed_bytes: AtomicU64::new(0),
+        });
+        tokio::spawn(events::take_in(Arc::downgrade(&shared), events));
+        tokio::spawn(status::push_at_intervals(Arc::downgrade(&shared), interval));
+        Ok(Arc::new(Replica { shared }))
     }
+
     /// From here on there is a kernel to keep coherent. Once.
-    pub fn set_kernel(&self, _kernel: Arc<dyn KernelCache>) {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Where no threads can be had.
+    pub fn set_kernel(&self, cache: Arc<dyn KernelCache>) -> std::io::Result<()> {
+        let kernel = kernel::Kernel::start(cache, &self.shared)?;
+        let _ = self.shared.kernel.set(kernel);
+        Ok(())
     }
+
     /// The user the authority runs as, for mapping owners; see [`Replica::set_owner_map`].
     pub fn server_user(&self) -> Caller {
-        unimplemented!()
+        self.shared.server_user
     }
+
     /// Shows `server`'s files as `local`'s, and the other way round in requests.
-    pub fn set_owner_map(&self, _server: Caller, _local: Caller) {
-        unimplemented!()
+    pub fn set_owner_map(&self, server: Caller, local: Caller) {
+        self.shared.owners.set(server, local);
     }
+
     /// Whether the authority or the options refuse changes.
     pub fn is_read_only(&self) -> bool {
-        unimplemented!()
+        self.shared.options.read_only || self.shared.server_read_only
     }
 
-    /// Looks a name up and raises the node's lookup count.
-    pub async fn lookup(&self, _dir: NodeNo, _name: &Name) -> Result<Entry> {
-        unimplemented!()
-    }
-    /// The kernel has dropped so many references to a node.
-    pub fn forget(&self, _node: NodeNo, _lookups: u64) {
-        unimplemented!()
-    }
-    /// A directory entry was handed to the kernel with its attributes: as [`Replica::lookup`].
-    pub fn remember(&self, _node: NodeNo) {
-        unimplemented!()
-    }
-    /// Attributes. What is dirty is pushed first, so that times and size are the authority's.
-    pub async fn get_attr(&self, _node: NodeNo) -> Result<Entry> {
-        unimplemented!()
-    }
-    /// Changes attributes; a size also on an open file without permission for its path.
-    pub async fn set_attr(
-        &self,
-        _node: NodeNo,
-        _handle: Option<HandleNo>,
-        _set: SetAttr,
-        _by: Caller,
-    ) -> Result<Entry> {
-        unimplemented!()
-    }
-    /// Content of a symbolic link.
-    pub async fn read_link(&self, _node: NodeNo) -> Result<Vec<u8>> {
-        unimplemented!()
-    }
-    /// Makes a node; as [`Replica::lookup`] of it.
-    pub async fn make(
-        &self,
-        _dir: NodeNo,
-        _name: &Name,
-        _make: Make,
-        _mode: u16,
-        _by: Caller,
-    ) -> Result<Entry> {
-        unimplemented!()
-    }
-    /// Makes a regular file and opens it; as [`Replica::lookup`] of it.
-    pub async fn create(
-        &self,
-        _dir: NodeNo,
-        _name: &Name,
-        _mode: u16,
-        _exclusive: bool,
-        _by: Caller,
-    ) -> Result<(Entry, HandleNo)> {
-        unimplemented!()
-    }
-    /// A further name; as [`Replica::lookup`] of it.
-    pub async fn link(&self, _node: NodeNo, _dir: NodeNo, _name: &Name) -> Result<Entry> {
-        unimplemented!()
-    }
-    /// Takes a name away.
-    pub async fn remove(&self, _dir: NodeNo, _name: &Name, _directory: bool) -> Result<()> {
-        unimplemented!()
-    }
-    /// Renames.
-    pub async fn rename(
-        &self,
-        _from_dir: NodeNo,
-        _from: &Name,
-        _to_dir: NodeNo,
-        _to: &Name,
-        _mode: RenameMode,
-    ) -> Result<()> {
-        unimplemented!()
-    }
-    /// Value of an extended attribute.
-    pub async fn get_xattr(&self, _node: NodeNo, _name: &[u8]) -> Result<Vec<u8>> {
-        unimplemented!()
-    }
-    /// Names of extended attributes, each followed by NUL.
-    pub async fn list_xattr(&self, _node: NodeNo) -> Result<Vec<u8>> {
-        unimplemented!()
-    }
-    /// Sets an extended attribute.
-    pub async fn set_xattr(
-        &self,
-        _node: NodeNo,
-        _name: &[u8],
-        _value: &[u8],
-        _mode: XattrMode,
-    ) -> Result<()> {
-        unimplemented!()
-    }
-    /// Removes an extended attribute.
-    pub async fn remove_xattr(&self, _node: NodeNo, _name: &[u8]) -> Result<()> {
-        unimplemented!()
-    }
-    /// Of the file system below the store.
-    pub async fn stat_fs(&self) -> Result<StatFs> {
-        unimplemented!()
-    }
-
-    /// Opens a directory: what it lists is as of its last read at cursor 0.
-    pub fn open_dir(&self, _dir: NodeNo) -> HandleNo {
-        unimplemented!()
-    }
-    /// Entries after `cursor` (0: from the start, anew), `.` and `..` among them; empty at the end.
-    pub async fn read_dir(&self, _handle: HandleNo, _cursor: u64) -> Result<Vec<DirItem>> {
-        unimplemented!()
-    }
-    /// Closes a directory.
-    pub fn close_dir(&self, _handle: HandleNo) {
-        unimplemented!()
-    }
-    /// Makes changes to a directory durable.
-    pub async fn sync_dir(&self, _dir: NodeNo) -> Result<()> {
-        unimplemented!()
-    }
-
-    /// Opens a regular file; asks the authority whether the copy is still good. The second value tells
-    /// whether the kernel may keep its pages.
-    pub async fn open(&self, _node: NodeNo, _read: bool, _write: bool) -> Result<(HandleNo, bool)> {
-        unimplemented!()
-    }
-    /// Closes a file that [`Replica::flush`] was called on; never waits.
-    pub fn close(&self, _handle: HandleNo) {
-        unimplemented!()
-    }
-    /// Reads without waiting: `deliver` gets the bytes, fewer than `len` only at the end of the file,
-    /// and is not called where `None` is returned: then [`Replica::read`] has to be.
-    pub fn try_read<R>(
-        &self,
-        _handle: HandleNo,
-        _offset: u64,
-        _len: u32,
-        _deliver: impl FnOnce(&[u8]) -> R,
-    ) -> Option<Result<R>> {
-        unimplemented!()
-    }
-    /// Waits for the pages, then delivers as [`Replica::try_read`] does.
-    pub async fn read<R>(
-        &self,
-        _handle: HandleNo,
-        _offset: u64,
-        _len: u32,
-        _deliver: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R> {
-        unimplemented!()
-    }
-    /// Stores without waiting; `None` where it would have to. `write_back`: it comes from the kernel's
-    /// page cache and never waits for room.
-    pub fn try_write(
-        &self,
-        _handle: HandleNo,
-        _offset: u64,
-        _bytes: &[u8],
-        _write_back: bool,
-    ) -> Option<Result<()>> {
-        unimplemented!()
-    }
-    /// Stores, waiting for pages it covers in part and for room.
-    pub async fn write(
-        &self,
-        _handle: HandleNo,
-        _offset: u64,
-        _bytes: &[u8],
-        _write_back: bool,
-    ) -> Result<()> {
-        unimplemented!()
-    }
-    /// Pushes what is dirty and waits until the authority has it (`close`).
-    pub async fn flush(&self, _handle: HandleNo) -> Result<()> {
-        unimplemented!()
-    }
-    /// As [`Replica::flush`], and waits until the authority's store is flushed (`fsync`, `msync`).
-    pub async fn sync(&self, _handle: HandleNo, _data_only: bool) -> Result<()> {
-        unimplemented!()
-    }
-    /// `fallocate(2)`.
-    pub async fn allocate(
-        &self,
-        _handle: HandleNo,
-        _range: ByteRange,
-        _mode: Allocate,
-    ) -> Result<()> {
-        unimplemented!()
-    }
-    /// SEEK_DATA or SEEK_HOLE.
-    pub async fn seek(&self, _handle: HandleNo, _offset: u64, _data: bool) -> Result<u64> {
-        unimplemented!()
-    }
-
-    /// Pushes everything and says goodbye. What could not be pushed: a path and why, each.
-    pub async fn shut_down(&self, _patience: Duration) -> Vec<(RelPath, Errno)> {
-        unimplemented!()
-    }
-    /// What is going on, for `memfs status`.
-    pub fn status(&self) -> Status {
-        unimplemented!()
-    }
-    /// Brings a range of a file in; `progress` is told the bytes present and the bytes in all.
-    pub async fn pull(
-        &self,
-        _node: NodeNo,
-        _range: ByteRange,
-        _progress: &mut (dyn FnMut(u64, u64) + Send),
-    ) -> Result<()> {
-        unimplemented!()
-    }
-    /// Drops what is clean of a file, here and in the kernel.
-    pub async fn drop_copy(&self, _node: NodeNo) -> Result<()> {
-        unimplemented!()
-    }
-    /// Pushes what is dirty of a file, also what is only in the kernel's pages.
-    pub async fn push(&self, _node: NodeNo) -> Result<()> {
-        unimplemented!()
-    }
-    /// Every node that has something dirty.
-    pub fn dirty_nodes(&self) -> Vec<NodeNo> {
-        unimplemented!()
+    /// Waits for `work`, with `--soft` no longer than that.
+    async fn bounded<R>(&self, work: impl Future<Output = Result<R>>) -> Result<R> {
+        match self.shared.options.soft {
+            None => work.await,
+            Some(limit) => {
+                // Polled once before there is a timer: what is here needs none.
+                let mut work = std::pin::pin!(work);
+                let first = std::future::poll_fn(|context| {
+                    std::task::Poll::Ready(work.as_mut().poll(context))
+                });
+                if let std::task::Poll::Ready(outcome) = first.await {
+                    return outcome;
+                }
+                tokio::time::timeout(limit, work).await.unwrap_or(Err(Errno::IO))
+            }
+        }
     }
 }
 
-/// State of the link to the authority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LinkState {
-    /// Requests are answered.
-    Up,
-    /// The connection is gone; copies are still good until the lease runs out.
-    Reconnecting,
-    /// The connection is gone and so is the lease: everything waits, or fails after `--soft`.
-    Lost,
+impl Shared {
+    fn new_handle(&self) -> HandleNo {
+        HandleNo(self.next_handle.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A region's dirty bytes were `before` and are `now`.
+    fn count_dirty(&self, before: u64, now: u64) {
+        if before != now {
+            self.dirty_bytes.send_modify(|dirty| *dirty = (*dirty + now).saturating_sub(before));
+        }
+    }
+
+    /// A region's copy took `before` bytes and takes `now`.
+    fn count_copies(&self, before: u64, now: u64) {
+        self.copy_bytes.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Whether a writer need not wait.
+    fn has_room(&self) -> bool {
+        *self.dirty_bytes.borrow() < self.options.dirty_bytes_max
+    }
+
+    async fn wait_for_room(&self) {
+        let mut dirty = self.dirty_bytes.subscribe();
+        // The sender lives in `self`: there is nothing to fail.
+        let _ = dirty.wait_for(|&dirty| dirty < self.options.dirty_bytes_max).await;
+    }
+
+    /// Whether what nobody has asked for may be pulled.
+    fn may_pull_ahead(&self) -> bool {
+        let copies = self.copy_bytes.load(Ordering::Relaxed);
+        self.options.background && copies < self.options.cache_bytes_max
+    }
+
+    /// Forgets nodes that nobody refers to, when there are many.
+    fn sweep(&self) {
+        self.forgotten(&self.nodes.sweep());
+    }
+
+    /// Nodes are not known any more: the authority need not tell of their changes.
+    fn forgotten(&self, nodes: &[Arc<nodes::Node>]) {
+        for batch in nodes.chunks(FORGET_BATCH) {
+            let batch = batch.iter().map(|node| {
+                // The region refers to its node, and the other way round.
+                node.region.lock().take();
+                (node.id, Tick(node.seen.load(Ordering::Relaxed)))
+            });
+            self.link.send_event(crate::wire::ReplicaEvent::Forget(batch.collect()));
+        }
+        if !nodes.is_empty() {
+            let mut regions = self.regions.lock();
+            for node in nodes {
+                regions.remove(&node.no);
+            }
+        }
+    }
 }
 
-/// What a replica is doing.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Status {
-    /// `host:port`.
-    pub server: String,
-    /// State of the link.
-    pub link: LinkState,
-    /// Round-trip time in microseconds, as QUIC estimates it.
-    pub rtt_us: u64,
-    /// Bytes pulled since the mount.
-    pub pulled_bytes: u64,
-    /// Bytes pushed since the mount.
-    pub pushed_bytes: u64,
-    /// Requests that are waiting for the authority.
-    pub waiting: u64,
-    /// Regions that are open, or have copies.
-    pub regions: Vec<RegionStatus>,
-}
-
-/// What a replica knows of a region.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct RegionStatus {
-    /// Path below the mount.
-    pub path: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Bytes present.
-    pub present_bytes: u64,
-    /// Bytes dirty.
-    pub dirty_bytes: u64,
-    /// Bytes being pulled or pushed.
-    pub in_flight_bytes: u64,
-    /// Open handles.
-    pub opens: u64,
-}
+/// Nodes named in one [`crate::wire::ReplicaEvent::Forget`], so that it stays a small message.
+const FORGET_BATCH: usize = 1024;

@@ -1,0 +1,325 @@
+//! Attributes, extended attributes, and whose files they are shown as.
+
+use super::nodes::Node;
+use super::{Entry, HandleNo, NodeNo, Replica, Shared};
+use crate::region::Tick;
+use crate::store::{Errno, Result};
+use crate::units::ByteRange;
+use crate::wire::{
+    Answer, Attr, Caller, ChangeRequest, Kind, ReadRequest, SetAttr, StatFs, XattrMode,
+};
+use parking_lot::RwLock;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the kernel may keep attributes: it is told when they change.
+const ATTR_TTL: Duration = Duration::from_secs(86_400);
+
+/// Shows one user's files at the authority as another's here.
+#[derive(Default)]
+pub(super) struct Owners {
+    map: RwLock<Option<(Caller, Caller)>>,
+}
+
+impl Owners {
+    pub fn set(&self, server: Caller, local: Caller) {
+        *self.map.write() = Some((server, local));
+    }
+
+    fn to_local(&self, attr: &mut Attr) {
+        if let Some((server, local)) = *self.map.read() {
+            if attr.uid == server.uid {
+                attr.uid = local.uid;
+            }
+            if attr.gid == server.gid {
+                attr.gid = local.gid;
+            }
+        }
+    }
+
+    pub fn to_server(&self, caller: Caller) -> Caller {
+        Caller { uid: self.uid_to_server(caller.uid), gid: self.gid_to_server(caller.gid) }
+    }
+
+    fn uid_to_server(&self, uid: u32) -> u32 {
+        match *self.map.read() {
+            Some((server, local)) if uid == local.uid => server.uid,
+            _ => uid,
+        }
+    }
+
+    fn gid_to_server(&self, gid: u32) -> u32 {
+        match *self.map.read() {
+            Some((server, local)) if gid == local.gid => server.gid,
+            _ => gid,
+        }
+    }
+}
+
+impl Shared {
+    /// The answer to the kernel about a node.
+    pub(super) fn entry(&self, node: &Node, attr: &Attr) -> Entry {
+        let mut attr = *attr;
+        self.owners.to_local(&mut attr);
+        let mut ttl = ATTR_TTL;
+        if let Some(region) = node.region.lock().as_ref() {
+            let (size, dirty) = region.look(|inner| (inner.core.size(), inner.core.dirty_pages()));
+            if dirty > 0 {
+                // Its times are not known before it is pushed.
+                attr.size = size;
+                ttl = Duration::ZERO;
+            }
+        }
+        if !self.link.lease_is_valid() {
+            ttl = Duration::ZERO;
+        }
+        Entry { node: node.no, generation: node.id.born, attr, ttl }
+    }
+
+    /// Takes in attributes from an answer; drops the copy where they show that the content has changed
+    /// without being announced.
+    pub(super) fn adopt(&self, node: &Arc<Node>, attr: &Attr, at: Tick) -> bool {
+        let region = node.region.lock().clone();
+        let pushing = region.as_ref().is_some_and(|region| region.look(|inner| inner.is_pushing()));
+        if pushing {
+            // Its own pushes change it.
+            node.adopt_own(attr, at);
+        }
+        let good = pushing || node.adopt(attr, at);
+        if let Some(region) = region {
+            let mut dropped = Vec::new();
+            region.update(|inner| {
+                if !good {
+                    inner.core.handle_invalidate(at, ByteRange::new(0, u64::MAX), &mut dropped);
+                }
+                inner.adopt_size(at, attr.size)
+            });
+        }
+        if !good {
+            let whole = ByteRange::new(0, u64::MAX);
+            self.queue(super::kernel::Job::DropPages(node.no, whole));
+        }
+        good
+    }
+
+    /// Pushes what is dirty of a node and waits for it.
+    pub(super) async fn flush_node(&self, node: &Arc<Node>) -> Result<()> {
+        let region = node.region.lock().clone();
+        let Some(flushed) = region.and_then(|region| region.flush()) else { return Ok(()) };
+        let _waiting = super::link::Waiting::new(&self.link.waiting);
+        flushed.await.unwrap_or(Err(Errno::IO))
+    }
+}
+
+impl Replica {
+    /// Attributes. What is dirty is pushed first, so that times and size are the authority's.
+    pub async fn get_attr(&self, node: NodeNo) -> Result<Entry> {
+        let node = self.shared.nodes.get(node)?;
+        self.bounded(async {
+            self.shared.flush_node(&node).await?;
+            if self.shared.link.lease_is_valid()
+                && let Some(attr) = node.cached_attr()
+            {
+                return Ok(self.shared.entry(&node, &attr));
+            }
+            let attr = self.ask_attr(&node).await?;
+            Ok(self.shared.entry(&node, &attr))
+        })
+        .await
+    }
+
+    async fn ask_attr(&self, node: &Arc<Node>) -> Result<Attr> {
+        let handle = self.shared.remote_handle(node).await;
+        let at_node = if handle.is_some() { node.to_wire_open() } else { node.to_wire()? };
+        let request = ReadRequest::GetAttr { node: at_node, handle };
+        match self.shared.link.read(request).await? {
+            (at, Answer::Attr(attr)) if attr.id == node.id => {
+                self.shared.adopt(node, &attr, at);
+                Ok(attr)
+            }
+            _ => Err(Errno::STALE),
+        }
+    }
+
+    /// Changes attributes; a size also on an open file without permission for its path.
+    pub async fn set_attr(
+        &self,
+        node: NodeNo,
+        _handle: Option<HandleNo>,
+        set: SetAttr,
+        by: Caller,
+    ) -> Result<Entry> {
+        if self.is_read_only() {
+            return Err(Errno::ROFS);
+        }
+        let node = self.shared.nodes.get(node)?;
+        let by = self.shared.owners.to_server(by);
+        let set = SetAttr {
+            uid: set.uid.map(|uid| self.shared.owners.uid_to_server(uid)),
+            gid: set.gid.map(|gid| self.shared.owners.gid_to_server(gid)),
+            ..set
+        };
+        if set.size.is_some() && node.kind != Kind::File {
+            return Err(Errno::INVAL);
+        }
+        self.bounded(async {
+            let attr = match set.size {
+                Some(size) => self.resize(&node, size, set, by).await?,
+                None => {
+                    self.settle_content(&node).await?;
+                    self.send_set_attr(&node, set, by).await?.1
+                }
+            };
+            Ok(self.shared.entry(&node, &attr))
+        })
+        .await
+    }
+
+    /// Times that are set are to be the last word: what a program has stored before is pushed before.
+    async fn settle_content(&self, node: &Arc<Node>) -> Result<()> {
+        let region = node.region.lock().clone();
+        let Some(region) = region else { return Ok(()) };
+        if region.look(|inner| inner.writers > 0)
+            && let Some(kernel) = self.shared.kernel.get()
+            && let Ok(path) = node.path()
+        {
+            kernel.write_back(node.no, path).await;
+        }
+        self.shared.flush_node(node).await
+    }
+
+    async fn send_set_attr(
+        &self,
+        node: &Arc<Node>,
+        set: SetAttr,
+        by: Caller,
+    ) -> Result<(Tick, Attr)> {
+        let handle = self.shared.remote_handle(node).await;
+        let at_node = if handle.is_some() { node.to_wire_open() } else { node.to_wire()? };
+        node.touch();
+        match self.shared.link.change(ChangeRequest::SetAttr { node: at_node, handle, set, by }).await? {
+            (at, Answer::Attr(attr)) => {
+                node.adopt_own(&attr, at);
+                Ok((at, attr))
+            }
+            _ => Err(Errno::PROTO),
+        }
+    }
+
+    /// Truncates or extends: no push may pass it, and the kernel thread puts nothing meanwhile.
+    async fn resize(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        set: SetAttr,
+        by: Caller,
+    ) -> Result<Attr> {
+        let region = node.region.lock().clone();
+        let Some(region) = region else {
+            return Ok(self.send_set_attr(node, set, by).await?.1);
+        };
+        region.begin_writing().await;
+        let hold = region.hold_pushes().await;
+        let sent = self.send_set_attr(node, set, by).await;
+        let outcome = sent.and_then(|(at, attr)| {
+            region.update(|inner| inner.resized(at, size))?;
+            Ok(attr)
+        });
+        drop(hold);
+        region.end_writing();
+        outcome
+    }
+
+    /// Content of a symbolic link.
+    pub async fn read_link(&self, node: NodeNo) -> Result<Vec<u8>> {
+        let node = self.shared.nodes.get(node)?;
+        let request = async {
+            Ok(ReadRequest::ReadLink { node: node.to_wire()? })
+        };
+        self.bounded(self.ask_bytes(request)).await
+    }
+
+    async fn ask_bytes(&self, request: impl Future<Output = Result<ReadRequest>>) -> Result<Vec<u8>> {
+        match self.shared.link.read(request.await?).await? {
+            (_, Answer::Bytes(bytes)) => Ok(bytes),
+            _ => Err(Errno::PROTO),
+        }
+    }
+
+    /// Value of an extended attribute.
+    pub async fn get_xattr(&self, node: NodeNo, name: &[u8]) -> Result<Vec<u8>> {
+        let node = self.shared.nodes.get(node)?;
+        self.check_xattrs()?;
+        let name = name.to_vec();
+        let request = async {
+            Ok(ReadRequest::GetXattr { node: node.to_wire()?, name })
+        };
+        self.bounded(self.ask_bytes(request)).await
+    }
+
+    /// Names of extended attributes, each followed by NUL.
+    pub async fn list_xattr(&self, node: NodeNo) -> Result<Vec<u8>> {
+        let node = self.shared.nodes.get(node)?;
+        self.check_xattrs()?;
+        let request = async {
+            Ok(ReadRequest::ListXattr { node: node.to_wire()? })
+        };
+        self.bounded(self.ask_bytes(request)).await
+    }
+
+    /// Sets an extended attribute.
+    pub async fn set_xattr(
+        &self,
+        node: NodeNo,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<()> {
+        let node = self.shared.nodes.get(node)?;
+        self.check_xattrs()?;
+        let (name, value) = (name.to_vec(), value.to_vec());
+        self.change_xattr(&node, |node| ChangeRequest::SetXattr { node, name, value, mode }).await
+    }
+
+    /// Removes an extended attribute.
+    pub async fn remove_xattr(&self, node: NodeNo, name: &[u8]) -> Result<()> {
+        let node = self.shared.nodes.get(node)?;
+        self.check_xattrs()?;
+        let name = name.to_vec();
+        self.change_xattr(&node, |node| ChangeRequest::RemoveXattr { node, name }).await
+    }
+
+    async fn change_xattr(
+        &self,
+        node: &Arc<Node>,
+        request: impl FnOnce(crate::wire::Node) -> ChangeRequest,
+    ) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Errno::ROFS);
+        }
+        self.bounded(async {
+            self.shared.flush_node(node).await?;
+            let request = request(node.to_wire()?);
+            let outcome = self.shared.link.change(request).await;
+            node.touch();
+            self.shared.queue(super::kernel::Job::DropAttributes(node.no));
+            outcome.map(|_| ())
+        })
+        .await
+    }
+
+    fn check_xattrs(&self) -> Result<()> {
+        if self.shared.capabilities.xattrs { Ok(()) } else { Err(Errno::OPNOTSUPP) }
+    }
+
+    /// Of the file system below the store.
+    pub async fn stat_fs(&self) -> Result<StatFs> {
+        self.bounded(async {
+            match self.shared.link.read(ReadRequest::StatFs).await? {
+                (_, Answer::StatFs(stat)) => Ok(stat),
+                _ => Err(Errno::PROTO),
+            }
+        })
+        .await
+    }
+}

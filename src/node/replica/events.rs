@@ -1,0 +1,134 @@
+//! What the authority says of its own accord, and what follows when the link or the lease is lost.
+
+use super::Shared;
+use super::kernel::Job;
+use super::link::{LinkEvent, Session};
+use super::nodes::Node;
+use super::region::Region;
+use crate::region::Tick;
+use crate::units::{ByteRange, PageRange};
+use crate::wire::{Access, Answer, AuthorityEvent, FileId, ReadRequest, ReplicaEvent, Request, Stale};
+use std::sync::{Arc, Weak};
+use tokio::sync::mpsc;
+
+/// Takes in what a link reports, in order, until it or the replica is gone.
+pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<LinkEvent>) {
+    while let Some(event) = events.recv().await {
+        let Some(shared) = shared.upgrade() else { return };
+        match event {
+            LinkEvent::Event(AuthorityEvent::Invalidate { change, id, at, what }) => {
+                shared.invalidate(change, id, at, what);
+            }
+            // Taken in by the link itself.
+            LinkEvent::Event(AuthorityEvent::Renewed { .. }) => {}
+            LinkEvent::LeaseLost => shared.revoke_kernel(),
+            LinkEvent::Reattached(session, done) => {
+                shared.reattach(&session).await;
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn invalidate(&self, change: u64, id: FileId, at: Tick, what: Stale) {
+        if let Some(node) = self.nodes.by_id(id) {
+            let bytes = match what {
+                Stale::Attributes => None,
+                Stale::Bytes { start, end } => Some(ByteRange::new(start, end)),
+            };
+            node.invalidate(at, bytes.is_some());
+            let region = node.region.lock().clone();
+            if let (Some(range), Some(region)) = (bytes, &region) {
+                let mut dropped = Vec::new();
+                region.update(|inner| inner.core.handle_invalidate(at, range, &mut dropped));
+            }
+            self.queue(match bytes {
+                Some(range) => Job::DropPages(node.no, range),
+                None => Job::DropAttributes(node.no),
+            });
+        }
+        match self.kernel.get() {
+            Some(kernel) => kernel.queue(Job::Taken(change)),
+            None => self.link.send_event(ReplicaEvent::Taken { change }),
+        }
+    }
+
+    /// Queues a job for the kernel thread, if there is a kernel.
+    pub(super) fn queue(&self, job: Job) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.queue(job);
+        }
+    }
+
+    /// The kernel must not answer from its cache any more: every access comes here, and waits.
+    fn revoke_kernel(&self) {
+        for node in self.nodes.all() {
+            if node.kind == crate::wire::Kind::File {
+                self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX)));
+            } else {
+                self.queue(Job::DropAttributes(node.no));
+            }
+        }
+    }
+
+    /// The authority knows nothing of this replica: each copy is compared with what is there now.
+    async fn reattach(self: &Arc<Self>, session: &Session) {
+        let nodes = self.nodes.all();
+        for node in &nodes {
+            node.reset();
+        }
+        let root_at = Tick(0);
+        if let Ok(root) = self.nodes.get(super::ROOT)
+            && root.id == session.welcome.root.id
+        {
+            root.adopt(&session.welcome.root, root_at);
+        }
+        for node in nodes {
+            let region = node.region.lock().clone();
+            match region {
+                Some(region) => self.reattach_region(session, &node, &region).await,
+                None => self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX))),
+            }
+        }
+    }
+
+    async fn reattach_region(self: &Arc<Self>, session: &Session, node: &Arc<Node>, region: &Arc<Region>) {
+        *region.remote.lock().await = None;
+        let found = self.reopen(session, node, region).await;
+        let mut dropped: Vec<PageRange> = Vec::new();
+        region.update(|inner| {
+            let (at, epoch, size, same) = match found {
+                Some((at, epoch, size, same)) => (at, epoch, size, same),
+                // It is gone, or cannot be opened: what is dirty is kept, and pushing it will say why.
+                None => (Tick(0), inner.core.epoch(), inner.core.size(), false),
+            };
+            inner.core.handle_reattached(at, epoch, size, same, &mut dropped);
+        });
+        let whole = ByteRange::new(0, u64::MAX);
+        match found {
+            Some((.., true)) => self.queue(Job::DropAttributes(node.no)),
+            _ => self.queue(Job::DropPages(node.no, whole)),
+        }
+    }
+
+    /// Opens a region anew at an authority that does not know this replica; tells whether the content is
+    /// what it was.
+    async fn reopen(
+        self: &Arc<Self>,
+        session: &Session,
+        node: &Arc<Node>,
+        region: &Arc<Region>,
+    ) -> Option<(Tick, crate::region::Epoch, u64, bool)> {
+        let writers = region.look(|inner| inner.writers > 0 || inner.core.dirty_pages() > 0);
+        let access = if writers { Access::Write } else { Access::Read };
+        let request = Request::Read(ReadRequest::Open { node: node.to_wire().ok()?, access });
+        let reply = super::link::exchange(session, &request).await.ok()?;
+        let (at, answer) = super::link::answer_of(reply).ok()?;
+        let Answer::Opened { handle, attr, epoch } = answer else { return None };
+        let generation = session.generation;
+        *region.remote.lock().await = Some(super::region::Remote { handle, access, generation });
+        let same = node.adopt(&attr, at);
+        Some((at, epoch, attr.size, same))
+    }
+}

@@ -1,0 +1,523 @@
+//! Open files: reading, storing, flushing.
+
+use super::nodes::Node;
+use super::region::{Region, Remote};
+use super::{HandleNo, NodeNo, Replica, Shared};
+use crate::region::{Epoch, ReplicaConfig, Tick};
+use crate::store::{Errno, Result};
+use crate::sys::MappedFile;
+use crate::units::ByteRange;
+use crate::wire::{
+    Access, Allocate, Answer, Attr, ChangeRequest, HandleId, Kind, ReadRequest, TRANSFER_BYTES_MAX,
+};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A file that a program has open.
+pub(super) struct OpenFile {
+    pub node: Arc<Node>,
+    pub region: Arc<Region>,
+    write: bool,
+}
+
+/// Bytes of background pulls of one region under way at once.
+const BACKGROUND_BYTES: u64 = 16 << 20;
+/// Bytes of one background pull.
+const PULL_BYTES: u64 = 1 << 20;
+/// How far a demand pull is widened ahead of a sequential reader.
+const READ_AHEAD_BYTES: u64 = 2 << 20;
+/// Closed regions whose copies are kept, at most.
+const CLOSED_MAX: usize = 1024;
+/// Chunks that [`Replica::pull`] asks for at once.
+const PULL_AHEAD: usize = 8;
+
+impl Replica {
+    /// Opens a regular file; asks the authority whether the copy is still good. The second value tells
+    /// whether the kernel may keep its pages.
+    pub async fn open(&self, node: NodeNo, _read: bool, write: bool) -> Result<(HandleNo, bool)> {
+        let node = self.shared.nodes.get(node)?;
+        match node.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::INVAL),
+        }
+        if write && self.is_read_only() {
+            return Err(Errno::ROFS);
+        }
+        self.bounded(async {
+            let access = if write { Access::Write } else { Access::Read };
+            if let Some(handle) = self.shared.remote_handle_for(&node, access).await {
+                let request = ReadRequest::GetAttr { node: node.to_wire_open(), handle: Some(handle) };
+                match self.shared.link.read(request).await {
+                    Ok((at, Answer::Attr(attr))) => {
+                        let good = self.shared.adopt(&node, &attr, at);
+                        let region = node.region.lock().clone().ok_or(Errno::STALE)?;
+                        return Ok((self.open_region(&node, region, write).await, good));
+                    }
+                    Err(Errno::BADF) => {}
+                    Err(errno) => return Err(errno),
+                    Ok(_) => return Err(Errno::PROTO),
+                }
+            }
+            let request = ReadRequest::Open { node: node.to_wire()?, access };
+            match self.shared.link.read(request).await? {
+                (at, Answer::Opened { handle, attr, epoch }) => {
+                    let good = self.shared.adopt(&node, &attr, at);
+                    let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
+                    Ok((handle, good))
+                }
+                _ => Err(Errno::PROTO),
+            }
+        })
+        .await
+    }
+
+    /// Opens a file that is open already, for reading, without asking: for the mount's own process.
+    pub fn open_again(&self, node: NodeNo) -> Option<HandleNo> {
+        let node = self.shared.nodes.get(node).ok()?;
+        let slot = node.region.lock();
+        let region = slot.clone()?;
+        let open = region.update(|inner| {
+            let open = inner.opens > 0;
+            inner.opens += u32::from(open);
+            open
+        });
+        drop(slot);
+        open.then(|| self.shared.new_file(OpenFile { node, region, write: false }))
+    }
+
+    /// The authority has opened a file.
+    pub(super) async fn opened(
+        &self,
+        node: &Arc<Node>,
+        handle: HandleId,
+        attr: &Attr,
+        epoch: Epoch,
+        at: Tick,
+        write: bool,
+    ) -> Result<HandleNo> {
+        let region = self.shared.region_of(node, attr, epoch, at)?;
+        let access = if write { Access::Write } else { Access::Read };
+        if let Some(session) = self.shared.link.session_now() {
+            let new = Remote { handle, access, generation: session.generation };
+            let mut remote = region.remote.lock().await;
+            let old = match &*remote {
+                Some(old) if old.generation == new.generation && old.access >= access => Some(new),
+                _ => remote.replace(new),
+            };
+            drop(remote);
+            if let Some(old) = old {
+                self.shared.close_remote(old);
+            }
+        }
+        Ok(self.open_region(node, region, write).await)
+    }
+
+    async fn open_region(&self, node: &Arc<Node>, region: Arc<Region>, write: bool) -> HandleNo {
+        let region = {
+            // Under this lock, so that the region is not given up in between.
+            let mut slot = node.region.lock();
+            let region = slot.get_or_insert(region).clone();
+            region.update(|inner| {
+                inner.opens += 1;
+                inner.core.set_background(self.shared.may_pull_ahead());
+            });
+            region
+        };
+        region.use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
+        if write {
+            region.begin_writing().await;
+        }
+        self.shared.new_file(OpenFile { node: node.clone(), region, write })
+    }
+
+    /// Closes a file that [`Replica::flush`] was called on; never waits.
+    pub fn close(&self, handle: HandleNo) {
+        let Some(file) = self.shared.files.write().remove(&handle) else { return };
+        if file.write {
+            file.region.end_writing();
+        }
+        file.region.use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
+        file.region.update(|inner| {
+            inner.opens = inner.opens.saturating_sub(1);
+            if inner.opens == 0 {
+                inner.core.set_background(false);
+            }
+        });
+        file.region.push_due();
+        self.shared.close_remote_if_idle(&file.region);
+        self.shared.give_up_copies();
+    }
+
+    fn file(&self, handle: HandleNo) -> Result<Arc<OpenFile>> {
+        self.shared.files.read().get(&handle).cloned().ok_or(Errno::BADF)
+    }
+
+    /// Reads without waiting: `deliver` gets the bytes, fewer than `len` only at the end of the file,
+    /// and is not called where `None` is returned: then [`Replica::read`] has to be.
+    pub fn try_read<R>(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        len: u32,
+        deliver: impl FnOnce(&[u8]) -> R,
+    ) -> Option<Result<R>> {
+        if !self.shared.link.lease_is_valid() {
+            return None;
+        }
+        match self.file(handle) {
+            Ok(file) => file.region.try_read(offset, len, deliver),
+            Err(errno) => Some(Err(errno)),
+        }
+    }
+
+    /// Waits for the pages, then delivers as [`Replica::try_read`] does.
+    pub async fn read<R>(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        len: u32,
+        deliver: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R> {
+        let file = self.file(handle)?;
+        let mut deliver = Some(deliver);
+        self.bounded(async {
+            let _waiting = super::link::Waiting::new(&self.shared.link.waiting);
+            loop {
+                self.shared.link.leased().await?;
+                let once = |bytes: &[u8]| deliver.take().map(|deliver| deliver(bytes));
+                if let Some(outcome) = file.region.try_read(offset, len, once) {
+                    return outcome?.ok_or(Errno::IO);
+                }
+                if let Some(woken) = file.region.fault(offset, u64::from(len), false)? {
+                    woken.await.unwrap_or(Err(Errno::IO))?;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Stores without waiting; `None` where it would have to. `write_back`: it comes from the kernel's
+    /// page cache and never waits for room.
+    pub fn try_write(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        bytes: &[u8],
+        write_back: bool,
+    ) -> Option<Result<()>> {
+        if !write_back && !self.shared.has_room() {
+            return None;
+        }
+        match self.file(handle) {
+            Ok(file) => file.region.try_store(offset, bytes),
+            Err(errno) => Some(Err(errno)),
+        }
+    }
+
+    /// Stores, waiting for pages it covers in part and for room.
+    pub async fn write(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        bytes: &[u8],
+        write_back: bool,
+    ) -> Result<()> {
+        let file = self.file(handle)?;
+        self.bounded(async {
+            if !write_back {
+                self.shared.wait_for_room().await;
+            }
+            loop {
+                if let Some(outcome) = file.region.try_store(offset, bytes) {
+                    return outcome;
+                }
+                if let Some(woken) = file.region.fault(offset, bytes.len() as u64, true)? {
+                    let _waiting = super::link::Waiting::new(&self.shared.link.waiting);
+                    woken.await.unwrap_or(Err(Errno::IO))?;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Pushes what is dirty and waits until the authority has it (`close`).
+    pub async fn flush(&self, handle: HandleNo) -> Result<()> {
+        let file = self.file(handle)?;
+        self.bounded(self.shared.flush_node(&file.node)).await
+    }
+
+    /// As [`Replica::flush`], and waits until the authority's store is flushed (`fsync`, `msync`).
+    pub async fn sync(&self, handle: HandleNo, data_only: bool) -> Result<()> {
+        let file = self.file(handle)?;
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.bounded(async {
+            self.shared.flush_node(&file.node).await?;
+            let make = |handle| ChangeRequest::Sync { handle, data_only };
+            let (at, answer) = self.change_open(&file, Access::Read, make).await?;
+            let Answer::Attr(attr) = answer else { return Err(Errno::PROTO) };
+            file.node.adopt_own(&attr, at);
+            Ok(())
+        })
+        .await
+    }
+
+    /// A request on an open file; its handle is asked for anew where the authority has forgotten it.
+    async fn change_open(
+        &self,
+        file: &OpenFile,
+        access: Access,
+        make: impl Fn(HandleId) -> ChangeRequest,
+    ) -> Result<(Tick, Answer)> {
+        loop {
+            let handle = self.shared.handle_of(&file.region, access).await?;
+            match self.shared.link.change(make(handle)).await {
+                Err(Errno::BADF)
+                    if self.shared.remote_handle_for(&file.node, access).await != Some(handle) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// `fallocate(2)`.
+    pub async fn allocate(
+        &self,
+        handle: HandleNo,
+        range: ByteRange,
+        mode: Allocate,
+    ) -> Result<()> {
+        let file = self.file(handle)?;
+        if !file.write {
+            return Err(Errno::BADF);
+        }
+        self.bounded(async {
+            self.shared.flush_node(&file.node).await?;
+            let hold = file.region.hold_pushes().await;
+            let make = |handle| ChangeRequest::Allocate {
+                handle,
+                start: range.start,
+                end: range.end,
+                mode,
+            };
+            let (at, answer) = self.change_open(&file, Access::Write, make).await?;
+            let Answer::Attr(attr) = answer else { return Err(Errno::PROTO) };
+            file.node.adopt_own(&attr, at);
+            let mut dropped = Vec::new();
+            file.region.update(|inner| {
+                if !matches!(mode, Allocate::Extend | Allocate::KeepSize) {
+                    inner.core.handle_invalidate(at, range, &mut dropped);
+                }
+                inner.adopt_size(at, attr.size)
+            })?;
+            drop(hold);
+            Ok(())
+        })
+        .await
+    }
+
+    /// SEEK_DATA or SEEK_HOLE.
+    pub async fn seek(&self, handle: HandleNo, offset: u64, data: bool) -> Result<u64> {
+        let file = self.file(handle)?;
+        self.bounded(async {
+            self.shared.flush_node(&file.node).await?;
+            let handle = self.shared.handle_of(&file.region, Access::Read).await?;
+            match self.shared.link.read(ReadRequest::Seek { handle, offset, data }).await? {
+                (_, Answer::Offset(offset)) => Ok(offset),
+                _ => Err(Errno::PROTO),
+            }
+        })
+        .await
+    }
+
+    /// Brings a range of a file in; `progress` is told the bytes present and the bytes in all.
+    pub async fn pull(
+        &self,
+        node: NodeNo,
+        range: ByteRange,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<()> {
+        let (handle, _) = self.open(node, true, false).await?;
+        let outcome = self.pull_open(handle, range, progress).await;
+        self.close(handle);
+        outcome
+    }
+
+    async fn pull_open(
+        &self,
+        handle: HandleNo,
+        range: ByteRange,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<()> {
+        let file = self.file(handle)?;
+        let range = range.intersect(ByteRange::new(0, file.region.look(|inner| inner.core.size())));
+        let mut coming = VecDeque::new();
+        let (mut asked, mut here) = (range.start, range.start);
+        while here < range.end {
+            while asked < range.end && coming.len() < PULL_AHEAD {
+                let end = range.end.min(asked + TRANSFER_BYTES_MAX);
+                coming.push_back((end, file.region.fault(asked, end - asked, false)?));
+                asked = end;
+            }
+            if let Some((end, woken)) = coming.pop_front() {
+                if let Some(woken) = woken {
+                    self.bounded(async { woken.await.unwrap_or(Err(Errno::IO)) }).await?;
+                }
+                here = end;
+                progress(here - range.start, range.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what is clean of a file, here and in the kernel.
+    pub async fn drop_copy(&self, node: NodeNo) -> Result<()> {
+        let node = self.shared.nodes.get(node)?;
+        self.bounded(self.shared.flush_node(&node)).await?;
+        let whole = ByteRange::new(0, u64::MAX);
+        if let Some(region) = node.region.lock().clone() {
+            let mut dropped = Vec::new();
+            region.update(|inner| {
+                inner.core.handle_forget(whole, &mut dropped);
+                inner.punch(&dropped)
+            })?;
+            region.count_copy(&self.shared);
+        }
+        self.shared.queue(super::kernel::Job::DropPages(node.no, whole));
+        Ok(())
+    }
+
+    /// Pushes what is dirty of a file, also what is only in the kernel's pages.
+    pub async fn push(&self, node: NodeNo) -> Result<()> {
+        let node = self.shared.nodes.get(node)?;
+        if let (Some(kernel), Ok(path)) = (self.shared.kernel.get(), node.path())
+            && node.region.lock().is_some()
+        {
+            kernel.write_back(node.no, path).await;
+        }
+        self.bounded(self.shared.flush_node(&node)).await
+    }
+}
+
+impl Shared {
+    /// The region of a file, made if there is none.
+    fn region_of(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        attr: &Attr,
+        epoch: Epoch,
+        at: Tick,
+    ) -> Result<Arc<Region>> {
+        let mut slot = node.region.lock();
+        if let Some(region) = &*slot {
+            return Ok(region.clone());
+        }
+        let copy = match &self.options.cache {
+            Some(directory) => MappedFile::in_directory(directory),
+            None => MappedFile::in_memory(),
+        };
+        let copy = copy.map_err(super::region::io_errno)?;
+        let config = ReplicaConfig {
+            background: self.options.background,
+            background_bytes_max: BACKGROUND_BYTES,
+            pull_bytes_max: PULL_BYTES,
+            read_ahead_bytes_max: READ_AHEAD_BYTES,
+        };
+        let core = crate::region::Replica::new(attr.size, at, epoch, config);
+        let region = Arc::new(Region::new(node.clone(), self, core, copy));
+        *slot = Some(region.clone());
+        drop(slot);
+        self.regions.lock().insert(node.no, node.clone());
+        Ok(region)
+    }
+
+    /// The authority's handle of a node's region, if there is one of this session.
+    pub(super) async fn remote_handle(&self, node: &Arc<Node>) -> Option<HandleId> {
+        self.remote_handle_for(node, Access::Read).await
+    }
+
+    async fn remote_handle_for(&self, node: &Arc<Node>, access: Access) -> Option<HandleId> {
+        let region = node.region.lock().clone()?;
+        let session = self.link.session().await.ok()?;
+        let remote = *region.remote.lock().await;
+        let current = |remote: &Remote| {
+            remote.generation == session.generation && remote.access >= access
+        };
+        remote.filter(current).map(|remote| remote.handle)
+    }
+
+    /// The authority's handle of a region, opened if need be.
+    async fn handle_of(self: &Arc<Self>, region: &Arc<Region>, access: Access) -> Result<HandleId> {
+        let mut session = self.link.session().await?;
+        loop {
+            match super::transfer::remote(self, region, &session, access).await {
+                Ok(handle) => return Ok(handle),
+                Err(super::transfer::Broken::Errno(errno)) => return Err(errno),
+                Err(super::transfer::Broken::Stream(error)) => {
+                    session = self.link.recover(&session, error).await?;
+                }
+            }
+        }
+    }
+
+    /// Closes a handle at the authority; nobody waits.
+    pub(super) fn close_remote(self: &Arc<Self>, remote: Remote) {
+        let shared = self.clone();
+        self.runtime.spawn(async move {
+            if let Some(session) = shared.link.session_now()
+                && session.generation == remote.generation
+            {
+                // Lost with its connection: the authority closes what its session leaves behind.
+                let request = ReadRequest::Close { handle: remote.handle };
+                let _ = super::link::exchange(&session, &crate::wire::Request::Read(request)).await;
+            }
+        });
+    }
+
+    /// Closes the authority's handle of a region that nobody needs it for.
+    pub(super) fn close_remote_if_idle(self: &Arc<Self>, region: &Arc<Region>) {
+        // Whoever holds the lock uses the handle, and comes here afterwards.
+        if let Ok(mut remote) = region.remote.try_lock()
+            && !region.is_busy()
+            && let Some(remote) = remote.take()
+        {
+            self.close_remote(remote);
+        }
+    }
+
+    fn new_file(&self, file: OpenFile) -> HandleNo {
+        let handle = self.new_handle();
+        self.files.write().insert(handle, Arc::new(file));
+        handle
+    }
+
+    /// Gives up copies of closed files, oldest first, while there are too many or they are too large.
+    pub(super) fn give_up_copies(&self) {
+        let mut regions = self.regions.lock();
+        let full = self.copy_bytes.load(Ordering::Relaxed) > self.options.cache_bytes_max;
+        if regions.len() <= CLOSED_MAX && !full {
+            return;
+        }
+        let mut idle: Vec<_> = (regions.values())
+            .filter_map(|node| {
+                let region = node.region.lock().clone().filter(|region| !region.is_busy())?;
+                Some((region.last_used(), node.clone()))
+            })
+            .collect();
+        idle.sort_by_key(|(used, _)| *used);
+        // A quarter at a time, so that this is not done for each file that is closed.
+        let surplus = if full { idle.len() } else { idle.len().saturating_sub(CLOSED_MAX * 3 / 4) };
+        for (_, node) in idle.into_iter().take(surplus) {
+            if full && self.copy_bytes.load(Ordering::Relaxed) <= self.options.cache_bytes_max * 3 / 4 {
+                break;
+            }
+            let mut slot = node.region.lock();
+            if slot.as_ref().is_some_and(|region| !region.is_busy()) {
+                *slot = None;
+                regions.remove(&node.no);
+            }
+        }
+    }
+}

@@ -1,0 +1,568 @@
+//! The link to the authority: one connection at a time, made again whenever it breaks.
+//!
+//! ```text
+//!            handshake ok                    stream or renewal fails
+//!   Down ───────────────────▶ Up(Session) ───────────────────────────▶ Down
+//!     ▲  dial again, with growing pauses                                 │
+//!     └──────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A [`Session`] stands for what the authority remembers of this replica. A connection that *resumes* keeps
+//! its generation; otherwise the generation grows, and with it everything learned before has to be checked
+//! again (handles, copies, names). Requests wait for a session, and are repeated over the next connection
+//! when theirs breaks: those that change something carry a number under which the authority answers a
+//! repetition with the first outcome.
+
+use super::LinkState;
+use crate::region::{ClientId, Lease, Tick};
+use crate::store::{Errno, Result};
+use crate::transport::stream::{self, StreamError};
+use crate::transport::{ConnectError, Dialer};
+use crate::wire::{
+    Answer, AuthorityEvent, ChangeRequest, Hello, HelloReply, ReadRequest, Refusal, RelPath,
+    ReplicaEvent, Reply, Request, Sequence, Version, Welcome,
+};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long one attempt at a connection may take.
+const DIAL_PATIENCE: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// A connection on which this replica was let in.
+#[derive(Clone)]
+pub(super) struct Session {
+    pub connection: quinn::Connection,
+    pub welcome: Arc<Welcome>,
+    /// Grows whenever the authority had forgotten this replica.
+    pub generation: u64,
+    /// Grows with each connection.
+    number: u64,
+}
+
+/// What the owner of a link is told, in order.
+pub(super) enum LinkEvent {
+    /// A connection is up whose session was not resumed: check everything. Answer when that is done; only
+    /// then do requests go out again.
+    Reattached(Session, oneshot::Sender<()>),
+    /// Something is stale; to be answered by [`Link::send_event`].
+    Event(AuthorityEvent),
+    /// The lease has run out: the kernel's copies are to be dropped.
+    LeaseLost,
+}
+
+/// The link of one replica.
+pub(super) struct Link {
+    dialer: Dialer,
+    client: ClientId,
+    subtree: RelPath,
+    read_only: bool,
+    session: watch::Sender<Option<Session>>,
+    lease: Mutex<Lease>,
+    /// Told whenever the lease is renewed.
+    renewed: watch::Sender<()>,
+    /// End of the lease in nanoseconds after `base`: read on every hit.
+    lease_end: AtomicU64,
+    base: Instant,
+    changes: Mutex<Changes>,
+    outgoing: mpsc::UnboundedSender<ReplicaEvent>,
+    closing: AtomicBool,
+    pub waiting: AtomicU64,
+}
+
+/// Numbers of requests that change something.
+#[derive(Default)]
+struct Changes {
+    next: u64,
+    outstanding: BTreeSet<u64>,
+}
+
+/// A number of a change under way; given back when the request has its answer or was given up.
+struct ChangeNumber<'a>(&'a Link, u64);
+
+impl Drop for ChangeNumber<'_> {
+    fn drop(&mut self) {
+        self.0.changes.lock().outstanding.remove(&self.1);
+    }
+}
+
+/// Counts somebody who waits for the authority.
+pub(super) struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    pub fn new(count: &'a AtomicU64) -> Waiting<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Link {
+    /// Connects and is let in; from then on keeps itself up.
+    pub async fn connect(
+        dialer: Dialer,
+        subtree: RelPath,
+        read_only: bool,
+    ) -> std::result::Result<(Arc<Link>, Session, mpsc::Receiver<LinkEvent>), String> {
+        let mut client = [0; 16];
+        rustix::rand::getrandom(&mut client, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| format!("no random numbers: {e}"))?;
+        let (outgoing, outgoing_receiver) = mpsc::unbounded_channel();
+        let link = Arc::new(Link {
+            dialer,
+            client: ClientId(client),
+            subtree,
+            read_only,
+            session: watch::Sender::new(None),
+            lease: Mutex::new(Lease::new(Instant::now(), Duration::ZERO)),
+            renewed: watch::Sender::new(()),
+            lease_end: AtomicU64::new(0),
+            base: Instant::now(),
+            changes: Mutex::default(),
+            outgoing,
+            closing: AtomicBool::new(false),
+            waiting: AtomicU64::new(0),
+        });
+        let attached = link.attach(1, 0).await.map_err(|e| e.to_string())?;
+        let session = attached.session.clone();
+        link.session.send_replace(Some(session.clone()));
+        let (events, events_receiver) = mpsc::channel(64);
+        let keeper = Keeper { link: link.clone(), events, outgoing: outgoing_receiver };
+        tokio::spawn(keeper.run(attached));
+        Ok((link, session, events_receiver))
+    }
+
+    /// `host:port`.
+    pub fn name(&self) -> String {
+        self.dialer.name()
+    }
+
+    /// Whether copies may be used now.
+    pub fn lease_is_valid(&self) -> bool {
+        (self.base.elapsed().as_nanos() as u64) < self.lease_end.load(Ordering::Acquire)
+    }
+
+    /// Waits until copies may be used.
+    pub async fn leased(&self) -> Result<()> {
+        let mut renewed = self.renewed.subscribe();
+        loop {
+            renewed.borrow_and_update();
+            if self.lease_is_valid() {
+                return Ok(());
+            }
+            if self.closing.load(Ordering::Acquire) || renewed.changed().await.is_err() {
+                return Err(Errno::IO);
+            }
+        }
+    }
+
+    /// For `status`.
+    pub fn state(&self) -> LinkState {
+        match (self.session.borrow().is_some(), self.lease_is_valid()) {
+            (true, _) => LinkState::Up,
+            (false, true) => LinkState::Reconnecting,
+            (false, false) => LinkState::Lost,
+        }
+    }
+
+    /// Round-trip time as QUIC estimates it.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.session.borrow().as_ref().map(|session| session.connection.rtt())
+    }
+
+    /// The generation of the session there is or was.
+    pub fn session_now(&self) -> Option<Session> {
+        self.session.borrow().clone()
+    }
+
+    /// A session, waiting for one for ever.
+    pub async fn session(&self) -> Result<Session> {
+        let mut watch = self.session.subscribe();
+        loop {
+            if let Some(session) = watch.borrow_and_update().clone() {
+                return Ok(session);
+            }
+            if self.closing.load(Ordering::Acquire) || watch.changed().await.is_err() {
+                return Err(Errno::IO);
+            }
+        }
+    }
+
+    /// Waits until there is another session than `session`, whose connection has failed.
+    pub async fn session_after(&self, session: &Session) -> Result<Session> {
+        let mut watch = self.session.subscribe();
+        loop {
+            let now = watch.borrow_and_update().clone();
+            if let Some(now) = now.filter(|now| now.number > session.number) {
+                return Ok(now);
+            }
+            if self.closing.load(Ordering::Acquire) || watch.changed().await.is_err() {
+                return Err(Errno::IO);
+            }
+        }
+    }
+
+    /// Sends an event on the control stream, in order; lost if the connection breaks, which is right for
+    /// all there are.
+    pub fn send_event(&self, event: ReplicaEvent) {
+        let _ = self.outgoing.send(event);
+    }
+
+    /// One request that changes nothing, repeated until it is answered.
+    pub async fn read(&self, request: ReadRequest) -> Result<(Tick, Answer)> {
+        let (at, answer) = self.read_at_tick(request).await?;
+        Ok((at, answer?))
+    }
+
+    /// As [`Link::read`], with the tick of the answer also where it is an errno.
+    pub async fn read_at_tick(&self, request: ReadRequest) -> Result<(Tick, Result<Answer>)> {
+        let request = Request::Read(request);
+        self.repeat(|_| request.clone()).await
+    }
+
+    /// One request that changes something.
+    pub async fn change(&self, request: ChangeRequest) -> Result<(Tick, Answer)> {
+        let number = self.number_change();
+        let make = |link: &Link| Request::Change(link.sequence(&number), request.clone());
+        let (at, answer) = self.repeat(make).await?;
+        Ok((at, answer?))
+    }
+
+    async fn repeat(&self, make: impl Fn(&Link) -> Request) -> Result<(Tick, Result<Answer>)> {
+        let _waiting = Waiting::new(&self.waiting);
+        let mut session = self.session().await?;
+        loop {
+            match exchange(&session, &make(self)).await {
+                Ok(reply) => return Ok((reply.at, reply.result.map_err(errno_of))),
+                Err(error) => session = self.recover(&session, error).await?,
+            }
+        }
+    }
+
+    /// After a failed exchange: the next session, or an error that a repetition would not mend.
+    pub async fn recover(&self, session: &Session, error: StreamError) -> Result<Session> {
+        match error {
+            StreamError::Link(why) => {
+                tracing::debug!("request to be repeated: {why}");
+                self.session_after(session).await
+            }
+            StreamError::Protocol(why) => {
+                tracing::error!("{}: {why}", self.name());
+                Err(Errno::IO)
+            }
+        }
+    }
+
+    fn number_change(&self) -> ChangeNumber<'_> {
+        let mut changes = self.changes.lock();
+        changes.next += 1;
+        let number = changes.next;
+        changes.outstanding.insert(number);
+        ChangeNumber(self, number)
+    }
+
+    fn sequence(&self, number: &ChangeNumber<'_>) -> Sequence {
+        let changes = self.changes.lock();
+        let answered = changes.outstanding.first().copied().unwrap_or(number.1);
+        Sequence { number: number.1, answered }
+    }
+
+    /// For requests that are sent by hand (a push): a number that lives until the closure's future ends.
+    pub async fn with_number<R>(&self, run: impl AsyncFnOnce(&dyn Fn() -> Sequence) -> R) -> R {
+        let number = self.number_change();
+        run(&|| self.sequence(&number)).await
+    }
+
+    /// Says goodbye and ends the link; waits until the authority has heard it, at most `patience`.
+    pub async fn close(&self, patience: Duration) {
+        self.closing.store(true, Ordering::Release);
+        self.renewed.send_replace(());
+        self.send_event(ReplicaEvent::Goodbye);
+        let session = self.session.send_replace(None);
+        if let Some(session) = session {
+            // The authority closes the connection when it has taken the goodbye.
+            let _ = tokio::time::timeout(patience, session.connection.closed()).await;
+            session.connection.close(0u32.into(), b"goodbye");
+        }
+    }
+
+    async fn attach(
+        &self,
+        number: u64,
+        generation: u64,
+    ) -> std::result::Result<Attached, AttachError> {
+        let sent = Instant::now();
+        let connection = self.dialer.connect(DIAL_PATIENCE).await.map_err(AttachError::Dial)?;
+        let refused = |error: StreamError| {
+            if stream::is_unauthorized(&connection) {
+                return AttachError::Dial(ConnectError::Unauthorized {
+                    host: self.dialer.name(),
+                    key: self.dialer.public().fingerprint(),
+                    line: self.dialer.public().to_string(),
+                });
+            }
+            AttachError::Failed(format!("{}: {error}", self.dialer.name()))
+        };
+        let lost = |error: quinn::ConnectionError| refused(StreamError::Link(error.to_string()));
+        let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
+        let hello = Hello {
+            oldest: Version::OLDEST as u16,
+            newest: Version::NEWEST as u16,
+            client: self.client,
+            subtree: self.subtree.clone(),
+            read_only: self.read_only,
+        };
+        stream::send(&mut send, &hello).await.map_err(refused)?;
+        let reply = tokio::time::timeout(DIAL_PATIENCE, stream::receive(&mut receive))
+            .await
+            .map_err(|_| refused(StreamError::Link("no answer to hello".into())))?
+            .map_err(refused)?;
+        let welcome = match reply {
+            Some(HelloReply::Welcome(welcome)) => Arc::new(welcome),
+            Some(HelloReply::Refused(refusal)) => return Err(self.refusal(&refusal)),
+            None => return Err(refused(StreamError::Link("closed during hello".into()))),
+        };
+        let lease = Lease::new(sent, Duration::from_millis(u64::from(welcome.lease_ms)));
+        self.set_lease(|ours| *ours = lease);
+        let generation = if welcome.resumed { generation } else { generation + 1 };
+        let session = Session { connection, welcome, generation, number };
+        Ok(Attached { session, send, receive })
+    }
+
+    fn refusal(&self, refusal: &Refusal) -> AttachError {
+        let name = self.dialer.name();
+        let subtree = self.subtree.as_os().to_string_lossy().into_owned();
+        AttachError::Failed(match refusal {
+            Refusal::Version { oldest, newest } => format!(
+                "{name}: speaks protocol versions {oldest} to {newest}, this program {} to {}",
+                Version::OLDEST as u16,
+                Version::NEWEST as u16
+            ),
+            Refusal::Subtree(errno) => {
+                let why = std::io::Error::from_raw_os_error(*errno);
+                format!("{name}: '{subtree}' cannot be served: {why}")
+            }
+            Refusal::Client => format!("{name}: this mount's id belongs to another key there"),
+            Refusal::Full => format!("{name}: the server has as many mounts as it takes"),
+        })
+    }
+
+    fn set_lease(&self, change: impl FnOnce(&mut Lease)) {
+        let mut lease = self.lease.lock();
+        change(&mut lease);
+        let end = lease.ends().saturating_duration_since(self.base).as_nanos() as u64;
+        self.lease_end.store(end, Ordering::Release);
+        drop(lease);
+        self.renewed.send_replace(());
+    }
+}
+
+/// A session and its control stream.
+struct Attached {
+    session: Session,
+    send: quinn::SendStream,
+    receive: quinn::RecvStream,
+}
+
+/// Why this replica was not let in.
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error("{0}")]
+    Dial(ConnectError),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Keeps a link up: runs the control stream, and dials again when it ends.
+struct Keeper {
+    link: Arc<Link>,
+    events: mpsc::Sender<LinkEvent>,
+    outgoing: mpsc::UnboundedReceiver<ReplicaEvent>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut attached: Attached) {
+        loop {
+            let session = attached.session.clone();
+            let why = self.control(attached).await;
+            if self.link.closing.load(Ordering::Acquire) {
+                return;
+            }
+            tracing::warn!("{}: link lost ({why}), reconnecting", self.link.name());
+            self.link.session.send_replace(None);
+            session.connection.close(0u32.into(), b"link given up");
+            // Acknowledgements of the old connection mean nothing on the next.
+            while self.outgoing.try_recv().is_ok() {}
+            let Some(next) = self.reconnect(&session).await else { return };
+            attached = next;
+            tracing::warn!("{}: link is up again", self.link.name());
+            let next = attached.session.clone();
+            if next.generation != session.generation {
+                let (done, checked) = oneshot::channel();
+                if self.events.send(LinkEvent::Reattached(next.clone(), done)).await.is_err() {
+                    return;
+                }
+                let _ = checked.await;
+            }
+            self.link.session.send_replace(Some(next));
+        }
+    }
+
+    /// Runs the control stream until it ends; says why.
+    async fn control(&mut self, attached: Attached) -> String {
+        let Attached { session, mut send, mut receive } = attached;
+        let (decoded, mut incoming) = mpsc::channel(64);
+        let reader = tokio::spawn(async move {
+            // A message must not be torn by a select, so it is read in a task of its own.
+            loop {
+                let event = stream::receive::<AuthorityEvent>(&mut receive).await;
+                let last = !matches!(event, Ok(Some(_)));
+                if decoded.send(event).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        let mut lease_was_valid = true;
+        let mut unanswered: Option<Instant> = None;
+        let give_up = Duration::from_millis(u64::from(session.welcome.lease_ms)) * 2 / 3;
+        let why = loop {
+            let renewal = self.link.lease.lock().next_renewal();
+            let deadline = unanswered.map(|since| since + give_up);
+            let wake = deadline.map_or(renewal, |deadline| deadline.min(renewal));
+            tokio::select! {
+                event = incoming.recv() => match event {
+                    Some(Ok(Some(AuthorityEvent::Renewed { sent }))) => {
+                        unanswered = None;
+                        self.link.set_lease(|lease| lease.handle_renewed(sent));
+                        lease_was_valid = true;
+                    }
+                    Some(Ok(Some(event))) => {
+                        if self.events.send(LinkEvent::Event(event)).await.is_err() {
+                            break "closing".to_string();
+                        }
+                    }
+                    Some(Ok(None)) | None => break "closed by the server".to_string(),
+                    Some(Err(error)) => break error.to_string(),
+                },
+                event = self.outgoing.recv() => {
+                    let Some(event) = event else { break "closing".to_string() };
+                    let last = event == ReplicaEvent::Goodbye;
+                    if let Err(error) = stream::send(&mut send, &event).await {
+                        break error.to_string();
+                    }
+                    if last {
+                        let _ = send.finish();
+                    }
+                }
+                () = tokio::time::sleep_until(wake.into()) => {
+                    let now = Instant::now();
+                    if deadline.is_some_and(|deadline| deadline <= now) {
+                        break "renewals are not answered".to_string();
+                    }
+                    if lease_was_valid && !self.link.lease_is_valid() {
+                        lease_was_valid = false;
+                        let _ = self.events.send(LinkEvent::LeaseLost).await;
+                    }
+                    let mut sent = 0;
+                    self.link.set_lease(|lease| sent = lease.handle_sent(now));
+                    unanswered.get_or_insert(now);
+                    if let Err(error) = stream::send(&mut send, &ReplicaEvent::Renew { sent }).await {
+                        break error.to_string();
+                    }
+                }
+            }
+        };
+        reader.abort();
+        why
+    }
+
+    /// Dials until there is a connection; tells when the lease runs out meanwhile. `None` on closing.
+    async fn reconnect(&self, last: &Session) -> Option<Attached> {
+        let mut pause = Duration::from_millis(50);
+        let mut lease_told = false;
+        let mut said = String::new();
+        loop {
+            if self.link.closing.load(Ordering::Acquire) {
+                return None;
+            }
+            let attempt = self.link.attach(last.number + 1, last.generation);
+            let attempt = self.watching_lease(&mut lease_told, attempt).await;
+            match attempt {
+                Ok(attached) => return Some(attached),
+                Err(error) => {
+                    let error = error.to_string();
+                    if error != said {
+                        tracing::warn!("{error}");
+                        said = error;
+                    }
+                }
+            }
+            self.watching_lease(&mut lease_told, tokio::time::sleep(pause)).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Runs `work`, and reports once when the lease runs out meanwhile.
+    async fn watching_lease<R>(&self, told: &mut bool, work: impl Future<Output = R>) -> R {
+        let mut work = std::pin::pin!(work);
+        if !*told {
+            let ends = self.link.lease.lock().ends();
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep_until(ends.into()) => {}
+            }
+            *told = true;
+            tracing::warn!("{}: the lease has run out, copies are not used", self.link.name());
+            let _ = self.events.send(LinkEvent::LeaseLost).await;
+        }
+        work.await
+    }
+}
+
+/// Sends a request without frames and receives its reply.
+pub(super) async fn exchange(
+    session: &Session,
+    request: &Request,
+) -> std::result::Result<Reply, StreamError> {
+    let (mut send, mut receive) = open(session).await?;
+    stream::send(&mut send, request).await?;
+    let _ = send.finish();
+    receive_reply(&mut receive).await
+}
+
+/// A stream for a request.
+pub(super) async fn open(
+    session: &Session,
+) -> std::result::Result<(quinn::SendStream, quinn::RecvStream), StreamError> {
+    session.connection.open_bi().await.map_err(|e| StreamError::Link(e.to_string()))
+}
+
+/// The reply on a stream.
+pub(super) async fn receive_reply(
+    receive: &mut quinn::RecvStream,
+) -> std::result::Result<Reply, StreamError> {
+    match stream::receive(receive).await? {
+        Some(reply) => Ok(reply),
+        None => Err(StreamError::Link("the stream ended without a reply".into())),
+    }
+}
+
+/// The answer in a reply; an errno that is none counts as `EIO`.
+pub(super) fn answer_of(reply: Reply) -> Result<(Tick, Answer)> {
+    reply.result.map(|answer| (reply.at, answer)).map_err(errno_of)
+}
+
+/// An errno from the wire: anything that cannot be one counts as `EIO`.
+pub(super) fn errno_of(errno: i32) -> Errno {
+    if (1..4096).contains(&errno) { Errno::from_raw_os_error(errno) } else { Errno::IO }
+}

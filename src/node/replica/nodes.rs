@@ -1,0 +1,388 @@
+//! The nodes a replica knows: their numbers, where they were last seen, and what is cached of them.
+//!
+//! A node is known while the kernel holds references to it, while it is open, and for a while after it was
+//! listed. What is cached of it (attributes, names in a directory) holds until the authority says otherwise:
+//! `stale_until` is the tick of the newest invalidation, and an answer from before that is used once, for
+//! whoever asked, but not kept.
+
+use super::region::Region;
+use super::{NodeNo, ROOT};
+use crate::region::Tick;
+use crate::store::{Errno, Result};
+use crate::wire::{Attr, FileId, Kind, Name, RelPath, Stamp, Time};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Numbers from here on are given to nodes whose inode number is taken already.
+const NUMBERS_OWN: u64 = 1 << 63;
+/// Nodes that nobody refers to are kept up to this many, then swept.
+const IDLE_MAX: usize = 1 << 16;
+/// Names cached of one directory, at most.
+const NAMES_MAX: usize = 1 << 18;
+
+/// A node of the tree.
+pub(super) struct Node {
+    pub no: NodeNo,
+    pub id: FileId,
+    pub kind: Kind,
+    /// References the kernel holds. Raised under the table's read lock, lowered under its write lock.
+    pub lookups: AtomicU64,
+    /// Newest tick seen in any answer about it: see [`crate::wire::ReplicaEvent::Forget`].
+    pub seen: AtomicU64,
+    pub state: Mutex<NodeState>,
+    /// The region of a regular file, while it is open or a copy of it is kept.
+    pub region: Mutex<Option<Arc<Region>>>,
+}
+
+/// What is cached of a node.
+pub(super) struct NodeState {
+    /// Directory and name under which it was last seen; `None` for the root and for what lost its name.
+    pub place: Option<(Arc<Node>, Name)>,
+    attr: Option<(Attr, Tick)>,
+    stale_until: Tick,
+    /// Of a directory: names known to be there, or not.
+    names: HashMap<Name, Option<NodeNo>>,
+    /// What the content was like when the copy was last known to be good.
+    pub content: Option<Content>,
+}
+
+/// As [`Stamp`], but the time of last change is left out where this replica, or an announced change of
+/// attributes alone, has touched it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    size: u64,
+    mtime: Time,
+    ctime: Option<Time>,
+}
+
+impl Content {
+    fn of(stamp: Stamp) -> Content {
+        Content { size: stamp.size, mtime: stamp.mtime, ctime: Some(stamp.ctime) }
+    }
+
+    fn matches(&self, stamp: Stamp) -> bool {
+        self.size == stamp.size
+            && self.mtime == stamp.mtime
+            && self.ctime.is_none_or(|ctime| ctime == stamp.ctime)
+    }
+}
+
+/// What a name stands for, as far as it is cached.
+pub(super) enum Cached {
+    Node(Arc<Node>),
+    Absent,
+    Unknown,
+}
+
+impl Node {
+    fn new(no: NodeNo, id: FileId, kind: Kind, place: Option<(Arc<Node>, Name)>) -> Arc<Node> {
+        Arc::new(Node {
+            no,
+            id,
+            kind,
+            lookups: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            state: Mutex::new(NodeState {
+                place,
+                attr: None,
+                stale_until: Tick(0),
+                names: HashMap::new(),
+                content: None,
+            }),
+            region: Mutex::new(None),
+        })
+    }
+
+    /// The path at which it was last seen.
+    pub fn path(&self) -> Result<RelPath> {
+        let mut names = Vec::new();
+        let mut place = self.state.lock().place.clone();
+        if place.is_none() && self.no != ROOT {
+            return Err(Errno::STALE);
+        }
+        while let Some((dir, name)) = place {
+            names.push(name);
+            if names.len() > crate::wire::PATH_COMPONENTS_MAX {
+                return Err(Errno::STALE);
+            }
+            place = dir.state.lock().place.clone();
+        }
+        names.iter().rev().try_fold(RelPath::root(), |path, name| {
+            path.join(name).ok_or(Errno::NAMETOOLONG)
+        })
+    }
+
+    /// The path for messages: of a node that has lost its name, the name it had is not known.
+    pub fn path_or_unnamed(&self) -> RelPath {
+        self.path().unwrap_or_default()
+    }
+
+    /// How requests name it.
+    pub fn to_wire(&self) -> Result<crate::wire::Node> {
+        Ok(crate::wire::Node { id: self.id, path: self.path()? })
+    }
+
+    /// How requests name it where an open handle is what counts.
+    pub fn to_wire_open(&self) -> crate::wire::Node {
+        crate::wire::Node { id: self.id, path: self.path_or_unnamed() }
+    }
+
+    /// Attributes, if they are cached.
+    pub fn cached_attr(&self) -> Option<Attr> {
+        self.state.lock().attr.map(|(attr, _)| attr)
+    }
+
+    /// Takes in attributes from an answer made at `at`. Returns false if content was cached that these
+    /// attributes show to have changed unannounced: the copy is to be dropped.
+    pub fn adopt(&self, attr: &Attr, at: Tick) -> bool {
+        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if at < state.stale_until || state.attr.is_some_and(|(_, known)| at < known) {
+            return true;
+        }
+        state.attr = Some((*attr, at));
+        let good = state.content.is_none_or(|content| content.matches(attr.stamp()));
+        state.content = Some(Content::of(attr.stamp()));
+        good
+    }
+
+    /// As [`Node::adopt`], for the answer to a change of this replica's own.
+    pub fn adopt_own(&self, attr: &Attr, at: Tick) {
+        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if at >= state.stale_until && state.attr.is_none_or(|(_, known)| known <= at) {
+            state.attr = Some((*attr, at));
+            state.content = Some(Content::of(attr.stamp()));
+        }
+    }
+
+    /// This replica is about to change, or has changed, attributes but not content.
+    pub fn touch(&self) {
+        let mut state = self.state.lock();
+        state.attr = None;
+        if let Some(content) = &mut state.content {
+            content.ctime = None;
+        }
+    }
+
+    /// The authority says that attributes, names, or also bytes changed at `at`.
+    pub fn invalidate(&self, at: Tick, bytes: bool) {
+        let mut state = self.state.lock();
+        state.stale_until = state.stale_until.max(at);
+        if state.attr.is_some_and(|(_, known)| known < at) {
+            state.attr = None;
+        }
+        state.names.clear();
+        if bytes {
+            // Announced, and so taken in exactly: the next attributes are not a surprise.
+            state.content = None;
+        } else if let Some(content) = &mut state.content {
+            content.ctime = None;
+        }
+    }
+
+    /// Everything cached has to be asked for again, and ticks begin anew.
+    pub fn reset(&self) {
+        let mut state = self.state.lock();
+        state.attr = None;
+        state.stale_until = Tick(0);
+        state.names.clear();
+        self.seen.store(0, Ordering::Relaxed);
+    }
+
+    /// What a name in this directory stands for.
+    fn cached_name(&self, name: &Name) -> Option<Option<NodeNo>> {
+        self.state.lock().names.get(name).copied()
+    }
+
+    /// Remembers what a name stands for, from an answer made at `at`.
+    pub fn learn_name(&self, name: &Name, node: Option<NodeNo>, at: Tick) {
+        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if at >= state.stale_until {
+            if state.names.len() >= NAMES_MAX {
+                state.names.clear();
+            }
+            state.names.insert(name.clone(), node);
+        }
+    }
+
+    /// Forgets what a name stands for.
+    pub fn forget_name(&self, name: &Name) {
+        self.state.lock().names.remove(name);
+    }
+
+    /// Forgets all names.
+    pub fn forget_names(&self) {
+        self.state.lock().names.clear();
+    }
+
+    /// Whether it is in the directory under this name, as far as known.
+    pub fn is_at(&self, dir: &Node, name: &Name) -> bool {
+        let state = self.state.lock();
+        state.place.as_ref().is_some_and(|(at, called)| at.no == dir.no && called == name)
+    }
+
+    /// It was seen under this name.
+    pub fn set_place(&self, dir: &Arc<Node>, name: &Name) {
+        if self.no != ROOT && self.no != dir.no {
+            self.state.lock().place = Some((dir.clone(), name.clone()));
+        }
+    }
+
+    /// It has lost the name it was known by.
+    pub fn unset_place(&self) {
+        self.state.lock().place = None;
+    }
+}
+
+/// All nodes a replica knows.
+pub(super) struct Nodes {
+    table: RwLock<Table>,
+}
+
+struct Table {
+    by_no: HashMap<NodeNo, Arc<Node>>,
+    by_id: HashMap<FileId, NodeNo>,
+    next_own: u64,
+    /// Nodes were swept when there were this many.
+    swept_at: usize,
+}
+
+impl Nodes {
+    /// The root and nothing else.
+    pub fn new(root: &Attr) -> Nodes {
+        let node = Node::new(ROOT, root.id, root.kind, None);
+        node.lookups.store(1, Ordering::Relaxed);
+        Nodes {
+            table: RwLock::new(Table {
+                by_no: HashMap::from([(ROOT, node)]),
+                by_id: HashMap::from([(root.id, ROOT)]),
+                next_own: NUMBERS_OWN,
+                swept_at: 0,
+            }),
+        }
+    }
+
+    /// The node with this number.
+    pub fn get(&self, no: NodeNo) -> Result<Arc<Node>> {
+        self.table.read().by_no.get(&no).cloned().ok_or(Errno::STALE)
+    }
+
+    /// The node with this identity, if it is known.
+    pub fn by_id(&self, id: FileId) -> Option<Arc<Node>> {
+        let table = self.table.read();
+        table.by_id.get(&id).and_then(|no| table.by_no.get(no)).cloned()
+    }
+
+    /// What `name` in `dir` stands for, as far as it is cached.
+    pub fn cached(&self, dir: &Node, name: &Name) -> Cached {
+        match dir.cached_name(name) {
+            Some(Some(no)) => self.get(no).map_or(Cached::Unknown, Cached::Node),
+            Some(None) => Cached::Absent,
+            None => Cached::Unknown,
+        }
+    }
+
+    /// The node that `attr` is of, made known if it was not; seen as `name` in `dir`.
+    pub fn know(&self, attr: &Attr, dir: &Arc<Node>, name: &Name) -> Arc<Node> {
+        if let Some(node) = self.by_id(attr.id) {
+            node.set_place(dir, name);
+            return node;
+        }
+        let mut table = self.table.write();
+        if let Some(node) = table.by_id.get(&attr.id).and_then(|no| table.by_no.get(no)).cloned() {
+            drop(table);
+            node.set_place(dir, name);
+            return node;
+        }
+        let wanted = NodeNo(attr.id.ino);
+        let no = if wanted <= ROOT || table.by_no.contains_key(&wanted) || wanted.0 >= NUMBERS_OWN {
+            table.next_own += 1;
+            NodeNo(table.next_own)
+        } else {
+            wanted
+        };
+        let node = Node::new(no, attr.id, attr.kind, Some((dir.clone(), name.clone())));
+        table.by_no.insert(no, node.clone());
+        table.by_id.insert(attr.id, no);
+        node
+    }
+
+    /// The kernel refers to it once more.
+    pub fn refer(&self, node: &Arc<Node>) {
+        let table = self.table.read();
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        if table.by_no.contains_key(&node.no) {
+            return;
+        }
+        // It was swept between being found and being referred to: it is known again.
+        drop(table);
+        let mut table = self.table.write();
+        if !table.by_id.contains_key(&node.id) && !table.by_no.contains_key(&node.no) {
+            table.by_no.insert(node.no, node.clone());
+            table.by_id.insert(node.id, node.no);
+        }
+    }
+
+    /// The kernel refers to it so many times less. Returns the node if it is not known any more.
+    pub fn unrefer(&self, no: NodeNo, lookups: u64) -> Option<Arc<Node>> {
+        let mut table = self.table.write();
+        let node = table.by_no.get(&no)?.clone();
+        let left = node.lookups.load(Ordering::Relaxed).saturating_sub(lookups);
+        node.lookups.store(left, Ordering::Relaxed);
+        if left > 0 || no == ROOT || node.is_busy() {
+            return None;
+        }
+        table.remove(&node);
+        Some(node)
+    }
+
+    /// Forgets nodes that nobody refers to, when there are many. Returns those.
+    pub fn sweep(&self) -> Vec<Arc<Node>> {
+        {
+            let table = self.table.read();
+            if table.by_no.len() < table.swept_at + IDLE_MAX {
+                return Vec::new();
+            }
+        }
+        let mut table = self.table.write();
+        let idle: Vec<_> = (table.by_no.values())
+            .filter(|node| {
+                node.no != ROOT
+                    && node.lookups.load(Ordering::Relaxed) == 0
+                    && Arc::strong_count(node) == 1
+                    && !node.is_busy()
+            })
+            .cloned()
+            .collect();
+        for node in &idle {
+            table.remove(node);
+        }
+        table.swept_at = table.by_no.len();
+        idle
+    }
+
+    /// All nodes.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.table.read().by_no.values().cloned().collect()
+    }
+}
+
+impl Node {
+    /// Whether a region keeps it.
+    fn is_busy(&self) -> bool {
+        self.region.lock().as_ref().is_some_and(|region| region.is_busy())
+    }
+}
+
+impl Table {
+    fn remove(&mut self, node: &Node) {
+        self.by_no.remove(&node.no);
+        if self.by_id.get(&node.id) == Some(&node.no) {
+            self.by_id.remove(&node.id);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What is going on, the push interval, and the end.
+
+use super::nodes::Node;
+use super::region::Region;
+use super::{NodeNo, Replica, Shared};
+use crate::store::Errno;
+use crate::units::PAGE_BYTES;
+use crate::wire::RelPath;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// State of the link to the authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// Requests are answered.
+    Up,
+    /// The connection is gone; copies are still good until the lease runs out.
+    Reconnecting,
+    /// The connection is gone and so is the lease: everything waits, or fails after `--soft`.
+    Lost,
+}
+
+/// What a replica is doing.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// `host:port`.
+    pub server: String,
+    /// State of the link.
+    pub link: LinkState,
+    /// Round-trip time in microseconds, as QUIC estimates it.
+    pub rtt_us: u64,
+    /// Bytes pulled since the mount.
+    pub pulled_bytes: u64,
+    /// Bytes pushed since the mount.
+    pub pushed_bytes: u64,
+    /// Requests that are waiting for the authority.
+    pub waiting: u64,
+    /// Regions that are open, or have copies.
+    pub regions: Vec<RegionStatus>,
+}
+
+/// What a replica knows of a region.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct RegionStatus {
+    /// Path below the mount.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes present.
+    pub present_bytes: u64,
+    /// Bytes dirty.
+    pub dirty_bytes: u64,
+    /// Bytes being pulled or pushed.
+    pub in_flight_bytes: u64,
+    /// Open handles.
+    pub opens: u64,
+}
+
+impl Replica {
+    /// What is going on, for `memfs status`.
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let nodes: Vec<_> = shared.regions.lock().values().cloned().collect();
+        let mut regions: Vec<_> = nodes.iter().filter_map(|node| region_status(node)).collect();
+        regions.sort_by(|a, b| a.path.cmp(&b.path));
+        Status {
+            server: shared.link.name(),
+            link: shared.link.state(),
+            rtt_us: shared.link.rtt().map_or(0, |rtt| rtt.as_micros() as u64),
+            pulled_bytes: shared.pulled_bytes.load(Ordering::Relaxed),
+            pushed_bytes: shared.pushed_bytes.load(Ordering::Relaxed),
+            waiting: shared.link.waiting.load(Ordering::Relaxed),
+            regions,
+        }
+    }
+
+    /// Every node that has something dirty.
+    pub fn dirty_nodes(&self) -> Vec<NodeNo> {
+        let regions = self.shared.regions();
+        let dirty = regions.iter().filter(|region| region.look(|inner| inner.core.dirty_pages() > 0));
+        dirty.map(|region| region.node.no).collect()
+    }
+
+    /// Pushes everything and says goodbye. What could not be pushed: a path and why, each.
+    pub async fn shut_down(&self, patience: Duration) -> Vec<(RelPath, Errno)> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let flushes = self.shared.regions().into_iter().map(|region| {
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                let flushed = shared.flush_node(&region.node);
+                let outcome = tokio::time::timeout_at(deadline, flushed).await;
+                let errno = outcome.unwrap_or(Err(Errno::TIMEDOUT)).err()?;
+                Some((region.node.path_or_unnamed(), errno))
+            })
+        });
+        let mut left = Vec::new();
+        for flush in flushes.collect::<Vec<_>>() {
+            left.extend(flush.await.ok().flatten());
+        }
+        self.shared.link.close(Duration::from_secs(2)).await;
+        left
+    }
+}
+
+fn region_status(node: &Arc<Node>) -> Option<RegionStatus> {
+    let region = node.region.lock().clone()?;
+    let path = node.path_or_unnamed().as_os().to_string_lossy().into_owned();
+    Some(region.look(|inner| RegionStatus {
+        path,
+        size: inner.core.size(),
+        present_bytes: (inner.core.present_pages() * PAGE_BYTES).min(inner.core.size()),
+        dirty_bytes: inner.core.dirty_pages() * PAGE_BYTES,
+        in_flight_bytes: inner.core.in_flight_bytes(),
+        opens: u64::from(inner.opens),
+    }))
+}
+
+impl Shared {
+    /// All regions there are.
+    fn regions(&self) -> Vec<Arc<Region>> {
+        let nodes: Vec<_> = self.regions.lock().values().cloned().collect();
+        nodes.iter().filter_map(|node| node.region.lock().clone()).collect()
+    }
+}
+
+/// Has what programs store leave within the push interval: asks the kernel for the pages they have dirtied
+/// through mappings, and pushes what is dirty.
+pub(super) async fn push_at_intervals(shared: Weak<Shared>, interval: Duration) {
+    // Twice as often as promised: a store may come right after the kernel was asked.
+    let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        for region in shared.regions() {
+            if region.look(|inner| inner.writers > 0)
+                && let Some(kernel) = shared.kernel.get()
+                && let Ok(path) = region.node.path()
+            {
+                kernel.write_back(region.node.no, path).await;
+            }
+            region.push_due();
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Pull and push tasks: one request each, run until the authority has answered it.
+
+use super::link::{self, Session};
+use super::region::{Region, Remote};
+use super::{Shared, kernel};
+use crate::region::{Failure, Pull, Push, Tick};
+use crate::store::{Errno, Result};
+use crate::transport::stream::{self, Frame, StreamError};
+use crate::units::{ByteRange, PAGE_BYTES};
+use crate::wire::frame::FRAME_BYTES_MAX;
+use crate::wire::{
+    Access, Answer, Attr, ChangeRequest, HandleId, ReadRequest, Request, TRANSFER_BYTES_MAX,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Why a transfer ended early.
+pub(super) enum Broken {
+    /// Once more over the next connection.
+    Stream(StreamError),
+    Errno(Errno),
+}
+
+impl From<StreamError> for Broken {
+    fn from(error: StreamError) -> Broken {
+        Broken::Stream(error)
+    }
+}
+
+impl From<Errno> for Broken {
+    fn from(errno: Errno) -> Broken {
+        Broken::Errno(errno)
+    }
+}
+
+/// Makes a pull.
+pub(super) async fn pull(region: Arc<Region>, pull: Pull) {
+    let Some(shared) = region.shared.upgrade() else { return };
+    let outcome = match shared.link.session().await {
+        Ok(session) => match pull_over(&shared, &region, &session, pull).await {
+            Ok(()) => Ok(()),
+            Err(Broken::Errno(Errno::STALE | Errno::BADF)) if !is_current(&shared, &session) => {
+                Err(Failure::Link)
+            }
+            Err(Broken::Errno(errno)) => Err(Failure::Refused(errno.raw_os_error())),
+            Err(Broken::Stream(error)) => match shared.link.recover(&session, error).await {
+                Ok(_) => Err(Failure::Link),
+                Err(errno) => Err(Failure::Refused(errno.raw_os_error())),
+            },
+        },
+        Err(errno) => Err(Failure::Refused(errno.raw_os_error())),
+    };
+    region.pull_ended(pull.id, outcome);
+    region.count_copy(&shared);
+    shared.close_remote_if_idle(&region);
+}
+
+fn is_current(shared: &Shared, session: &Session) -> bool {
+    shared.link.session_now().is_some_and(|now| now.generation == session.generation)
+}
+
+async fn pull_over(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    session: &Session,
+    pull: Pull,
+) -> std::result::Result<(), Broken> {
+    let handle = remote(shared, region, session, Access::Read).await?;
+    let request = Request::Read(ReadRequest::Pull {
+        handle,
+        start: pull.range.start,
+        end: pull.range.end,
+        demand: pull.demand,
+        compress: shared.options.compress,
+    });
+    let (mut send, mut receive) = link::open(session).await?;
+    stream::send(&mut send, &request).await?;
+    let _ = send.finish();
+    let (at, answer) = link::answer_of(link::receive_reply(&mut receive).await?)?;
+    let Answer::Pulled { size, zero_until } = answer else {
+        return Err(StreamError::Protocol("no pull in the answer to a pull".into()).into());
+    };
+    region.update(|inner| inner.adopt_size(at, size))?;
+    let end = pull.range.end.min(size.max(pull.range.start));
+    let mut landing = Landing { region, pull, at, next: pull.range.start, pieces: Vec::new(), held: 0 };
+    while landing.next + landing.held < end {
+        let left = end - landing.next - landing.held;
+        match stream::receive_frame(&mut receive, left).await? {
+            Frame::Data(pieces) => landing.data(pieces, end)?,
+            Frame::Zero(len) => landing.zeroes(u64::from(len), end)?,
+        }
+    }
+    shared.pulled_bytes.fetch_add(end - pull.range.start, Ordering::Relaxed);
+    let zero_until = zero_until.min(size);
+    if zero_until > end && end == pull.range.end {
+        let mut wanted = Vec::new();
+        let range = ByteRange::new(end, zero_until);
+        region.update(|inner| inner.land_zeroes(at, range, &mut wanted))?;
+    }
+    if !pull.demand {
+        kernel::put_later(shared, region, pull.range);
+    }
+    Ok(())
+}
+
+/// Lands what arrives page by page: frames need not end where pages do.
+struct Landing<'a> {
+    region: &'a Arc<Region>,
+    pull: Pull,
+    at: Tick,
+    /// Where `pieces` begin.
+    next: u64,
+    /// The beginning of a page whose rest has not arrived.
+    pieces: Vec<Bytes>,
+    held: u64,
+}
+
+/// For the part of a page that is zero while the rest is not.
+static ZERO_PAGE: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+
+impl Landing<'_> {
+    fn data(&mut self, pieces: Vec<Bytes>, end: u64) -> Result<()> {
+        self.held += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        if self.pieces.is_empty() {
+            self.pieces = pieces;
+        } else {
+            self.pieces.extend(pieces);
+        }
+        self.land_whole_pages(end)
+    }
+
+    fn zeroes(&mut self, len: u64, end: u64) -> Result<()> {
+        // Up to a page's end as bytes, the whole pages as zeroes, the rest as bytes again.
+        let from = self.next + self.held;
+        let until = from + len;
+        let head = (from.next_multiple_of(PAGE_BYTES)).min(until) - from;
+        if self.held > 0 || head > 0 {
+            self.data(vec![Bytes::from_static(&ZERO_PAGE[..head as usize])], end)?;
+        }
+        let from = from + head;
+        let whole = if until == end { until } else { until - until % PAGE_BYTES };
+        if from < whole {
+            let mut wanted = Vec::new();
+            let range = ByteRange::new(from, whole);
+            let at = self.at;
+            self.region.update(|inner| {
+                inner.ensure_room(range.end)?;
+                inner.land_zeroes(at, range, &mut wanted)
+            })?;
+            self.next = whole;
+        }
+        if from.max(whole) < until {
+            let tail = (until - from.max(whole)) as usize;
+            self.data(vec![Bytes::from_static(&ZERO_PAGE[..tail])], end)?;
+        }
+        Ok(())
+    }
+
+    fn land_whole_pages(&mut self, end: u64) -> Result<()> {
+        let until = self.next + self.held;
+        let whole = if until == end { until } else { until - until % PAGE_BYTES };
+        if whole <= self.next {
+            return Ok(());
+        }
+        let range = ByteRange::new(self.next, whole);
+        let (pull, at) = (self.pull.id, self.at);
+        let mut wanted = Vec::new();
+        let pieces = &self.pieces;
+        self.region.update(|inner| inner.land(pull, at, range, pieces, &mut wanted))?;
+        self.held = until - whole;
+        self.next = whole;
+        self.keep_last(self.held as usize);
+        Ok(())
+    }
+
+    /// Keeps the last `len` bytes of the pieces.
+    fn keep_last(&mut self, len: usize) {
+        let mut left = len;
+        let mut kept = Vec::new();
+        while left > 0 {
+            let Some(piece) = self.pieces.pop() else { break };
+            let from = piece.len().saturating_sub(left);
+            left -= piece.len() - from;
+            kept.push(piece.slice(from..));
+        }
+        kept.reverse();
+        self.pieces = kept;
+    }
+}
+
+/// Makes a push.
+pub(super) async fn push(region: Arc<Region>, push: Push) {
+    let Some(shared) = region.shared.upgrade() else { return };
+    let _waiting = link::Waiting::new(&shared.link.waiting);
+    let outcome = match push_until_answered(&shared, &region, &push).await {
+        Ok((at, attr)) => {
+            region.node.adopt_own(&attr, at);
+            region.update(|inner| inner.core.handle_size(at, attr.size));
+            let bytes: u64 = push.extents.iter().map(ByteRange::len).sum();
+            shared.pushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+            Ok(at)
+        }
+        Err(errno) => {
+            let path = region.node.path_or_unnamed();
+            tracing::warn!("{path:?}: cannot be pushed: {errno}");
+            Err(Failure::Refused(errno.raw_os_error()))
+        }
+    };
+    region.push_ended(push.id, outcome);
+    shared.close_remote_if_idle(&region);
+}
+
+async fn push_until_answered(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    push: &Push,
+) -> Result<(Tick, Attr)> {
+    let link = &shared.link;
+    link.with_number(async |sequence| {
+        let mut session = link.session().await?;
+        loop {
+            let handle = match remote(shared, region, &session, Access::Write).await {
+                Ok(handle) => handle,
+                Err(Broken::Errno(errno)) => return Err(errno),
+                Err(Broken::Stream(error)) => {
+                    session = link.recover(&session, error).await?;
+                    continue;
+                }
+            };
+            let epoch = region.look(|inner| inner.core.epoch());
+            let extents = push.extents.iter().map(|&range| range.into()).collect();
+            let request = ChangeRequest::Push { handle, epoch, extents };
+            let request = Request::Change(sequence(), request);
+            match push_over(shared, region, &session, push, &request).await {
+                Ok((at, Answer::Attr(attr))) => return Ok((at, attr)),
+                Ok(_) => return Err(Errno::PROTO),
+                Err(Broken::Errno(errno)) => return Err(errno),
+                Err(Broken::Stream(error)) => session = link.recover(&session, error).await?,
+            }
+        }
+    })
+    .await
+}
+
+async fn push_over(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    session: &Session,
+    push: &Push,
+    request: &Request,
+) -> std::result::Result<(Tick, Answer), Broken> {
+    let (mut send, mut receive) = link::open(session).await?;
+    let sent = send_push(shared, region, &mut send, push, request).await;
+    if let Err(Broken::Stream(StreamError::Link(_))) = &sent {
+        // Refused before all of it was sent: the reply tells why.
+        if let Ok(reply) = link::receive_reply(&mut receive).await {
+            return Ok(link::answer_of(reply)?);
+        }
+    }
+    sent?;
+    Ok(link::answer_of(link::receive_reply(&mut receive).await?)?)
+}
+
+async fn send_push(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    send: &mut quinn::SendStream,
+    push: &Push,
+    request: &Request,
+) -> std::result::Result<(), Broken> {
+    stream::send(send, request).await?;
+    for extent in &push.extents {
+        let mut start = extent.start;
+        while start < extent.end {
+            let end = extent.end.min(start + u64::from(FRAME_BYTES_MAX));
+            let bytes = region.look(|inner| {
+                let len = (end - start) as usize;
+                inner.copy.with_bytes(start, len, Bytes::copy_from_slice)
+            });
+            let bytes = bytes.map_err(super::region::io_errno)?;
+            stream::send_frame(send, bytes, shared.options.compress).await?;
+            start = end;
+        }
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+/// The authority's handle of a region, good for `access`, opened if need be.
+pub(super) async fn remote(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    session: &Session,
+    access: Access,
+) -> std::result::Result<HandleId, Broken> {
+    let mut remote = region.remote.lock().await;
+    if let Some(remote) = &*remote
+        && remote.generation == session.generation
+        && remote.access >= access
+    {
+        return Ok(remote.handle);
+    }
+    let request = ReadRequest::Open { node: region.node.to_wire()?, access };
+    let reply = link::exchange(session, &Request::Read(request)).await?;
+    let (_, answer) = link::answer_of(reply)?;
+    let Answer::Opened { handle, .. } = answer else {
+        return Err(StreamError::Protocol("no handle in the answer to open".into()).into());
+    };
+    if let Some(old) = remote.replace(Remote { handle, access, generation: session.generation }) {
+        shared.close_remote(old);
+    }
+    Ok(handle)
+}
+
+const _: () = assert!(FRAME_BYTES_MAX as u64 <= TRANSFER_BYTES_MAX);

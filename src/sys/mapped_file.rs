@@ -1,0 +1,230 @@
+//! A sparse file that is written by system calls and read through a mapping.
+//!
+//! Writes go through `pwritev(2)`, so that a full disk is an error and not a SIGBUS; reads come from
+//! a shared mapping of the same page cache, so that a reply to the kernel needs no copy of its own.
+//! The mapping is made at the first read and is larger than the file, so that a file that grows
+//! seldom needs another one.
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// The most pieces one `pwritev(2)` takes (Linux: `UIO_MAXIOV`).
+const PIECES_MAX: usize = 1024;
+/// The least a mapping is made for, in bytes.
+const MAPPING_BYTES_MIN: u64 = 1 << 20;
+
+/// A sparse file, mapped for reading.
+#[derive(Debug)]
+pub struct MappedFile {
+    file: File,
+    len: u64,
+    /// Covers at least `len` bytes once there is one. Bytes past the end of the file must not be
+    /// touched: SIGBUS.
+    mapping: std::sync::OnceLock<MmapRaw>,
+}
+
+impl MappedFile {
+    /// An empty nameless file in `directory`: gone with its last descriptor, however this process ends.
+    ///
+    /// # Errors
+    /// From `open(2)` with `O_TMPFILE`.
+    pub fn in_directory(directory: &Path) -> io::Result<MappedFile> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(Self::from_file(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into()))
+    }
+
+    /// An empty file in memory.
+    ///
+    /// # Errors
+    /// From `memfd_create(2)`.
+    pub fn in_memory() -> io::Result<MappedFile> {
+        let file = rustix::fs::memfd_create("memfs-copy", MemfdFlags::CLOEXEC)?;
+        Ok(Self::from_file(file.into()))
+    }
+
+    fn from_file(file: File) -> MappedFile {
+        MappedFile { file, len: 0, mapping: std::sync::OnceLock::new() }
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Cuts off or extends with a hole. Wants `&mut`: nobody may be reading.
+    ///
+    /// # Errors
+    /// From `ftruncate(2)`.
+    pub fn set_len(&mut self, len: u64) -> io::Result<()> {
+        if len != self.len {
+            self.file.set_len(len)?;
+            self.len = len;
+        }
+        if self.mapping.get().is_some_and(|mapping| (mapping.len() as u64) < len) {
+            self.mapping = std::sync::OnceLock::new();
+        }
+        Ok(())
+    }
+
+    /// Writes all of `bytes` at `offset`, which must end within the file.
+    ///
+    /// # Errors
+    /// From `pwrite(2)`; some of the bytes may have been written.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Writes all the pieces one after the other at `offset`, within the file.
+    ///
+    /// # Errors
+    /// From `pwritev(2)`; some of the bytes may have been written.
+    pub fn write_pieces_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.check(offset, pieces.iter().map(|piece| piece.len() as u64).sum())?;
+        let mut at = offset;
+        for batch in pieces.chunks(PIECES_MAX) {
+            let len: usize = batch.iter().map(|piece| piece.len()).sum();
+            let written = rustix::io::pwritev(&self.file, batch, at)?;
+            if written < len {
+                self.write_rest(batch, written, at)?;
+            }
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// After a short `pwritev(2)`: a signal, or a disk that is about to be full.
+    fn write_rest(&self, pieces: &[IoSlice<'_>], written: usize, offset: u64) -> io::Result<()> {
+        let (mut skip, mut at) = (written, offset + written as u64);
+        for piece in pieces {
+            let rest = &piece[skip.min(piece.len())..];
+            skip -= skip.min(piece.len());
+            self.file.write_all_at(rest, at)?;
+            at += rest.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a range of the file a hole.
+    ///
+    /// # Errors
+    /// From `fallocate(2)`.
+    pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
+    }
+
+    /// Bytes the file takes on its disk or in memory.
+    ///
+    /// # Errors
+    /// From `fstat(2)`.
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    /// Hands the bytes at `offset` to `deliver`, which should only pass them on to the kernel or copy
+    /// them: another thread may be writing them, so what it sees may be half old and half new.
+    ///
+    /// # Errors
+    /// Where the range passes the end of the file, or no mapping can be had.
+    pub fn with_bytes<R>(
+        &self,
+        offset: u64,
+        len: usize,
+        deliver: impl FnOnce(&[u8]) -> R,
+    ) -> io::Result<R> {
+        self.check(offset, len as u64)?;
+        if len == 0 {
+            return Ok(deliver(&[]));
+        }
+        let mapping = self.mapping()?;
+        // SAFETY: the range lies within the file by the check above and within the mapping, which
+        // `set_len` replaces before the file outgrows it; the file cannot shrink meanwhile, because
+        // that takes `&mut self` (and the file has no name by which others could shrink it). The bytes
+        // may change under the slice by `pwritev` on another thread; the contract above confines what
+        // is done with them to copying, whose outcome is then unspecified bytes and nothing worse.
+        let bytes = unsafe { std::slice::from_raw_parts(mapping.as_ptr().add(offset as usize), len) };
+        Ok(deliver(bytes))
+    }
+
+    fn mapping(&self) -> io::Result<&MmapRaw> {
+        if let Some(mapping) = self.mapping.get() {
+            return Ok(mapping);
+        }
+        let len = self.len.saturating_add(self.len / 2).max(MAPPING_BYTES_MIN);
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mapping = MmapOptions::new().len(len).map_raw_read_only(&self.file)?;
+        Ok(self.mapping.get_or_init(|| mapping))
+    }
+
+    fn check(&self, offset: u64, len: u64) -> io::Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut file = MappedFile::in_memory().unwrap();
+        file.set_len(10_000).unwrap();
+        file.write_at(b"abc", 4095).unwrap();
+        file.write_pieces_at(&[IoSlice::new(b"d"), IoSlice::new(b"ef")], 4098).unwrap();
+        file.with_bytes(4095, 6, |bytes| assert_eq!(bytes, b"abcdef")).unwrap();
+        file.punch(4096, 4096).unwrap();
+        file.with_bytes(4095, 6, |bytes| assert_eq!(bytes, b"a\0\0\0\0\0")).unwrap();
+    }
+
+    #[test]
+    fn nothing_reaches_past_the_end() {
+        let mut file = MappedFile::in_memory().unwrap();
+        file.set_len(100).unwrap();
+        assert!(file.write_at(b"abc", 98).is_err());
+        assert!(file.with_bytes(98, 3, |_| ()).is_err());
+        assert!(file.with_bytes(u64::MAX, 3, |_| ()).is_err());
+        file.with_bytes(98, 2, |bytes| assert_eq!(bytes, b"\0\0")).unwrap();
+    }
+
+    #[test]
+    fn grows_beyond_its_mapping_and_shrinks() {
+        let mut file = MappedFile::in_memory().unwrap();
+        file.set_len(1).unwrap();
+        file.with_bytes(0, 1, |_| ()).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_at(b"end", (64 << 20) - 3).unwrap();
+        file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"end")).unwrap();
+        file.set_len(5000).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"\0\0\0")).unwrap();
+    }
+
+    #[test]
+    fn many_pieces() {
+        let mut file = MappedFile::in_memory().unwrap();
+        file.set_len(5000).unwrap();
+        let pieces: Vec<_> = (0..2500).map(|_| IoSlice::new(b"xy")).collect();
+        file.write_pieces_at(&pieces, 0).unwrap();
+        file.with_bytes(0, 5000, |bytes| {
+            assert!(bytes.chunks(2).all(|pair| pair == b"xy"));
+        })
+        .unwrap();
+    }
+}
