@@ -34,7 +34,9 @@ impl MappedFile {
     /// From `open(2)` with `O_TMPFILE`.
     pub fn in_directory(directory: &Path) -> io::Result<MappedFile> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        Ok(Self::from_file(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into()))
+        Ok(Self::from_file(
+            rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into(),
+        ))
     }
 
     /// An empty file in memory.
@@ -47,7 +49,11 @@ impl MappedFile {
     }
 
     fn from_file(file: File) -> MappedFile {
-        MappedFile { file, len: 0, mapping: std::sync::OnceLock::new() }
+        MappedFile {
+            file,
+            len: 0,
+            mapping: std::sync::OnceLock::new(),
+        }
     }
 
     /// Size in bytes.
@@ -69,7 +75,11 @@ impl MappedFile {
             self.file.set_len(len)?;
             self.len = len;
         }
-        if self.mapping.get().is_some_and(|mapping| (mapping.len() as u64) < len) {
+        if self
+            .mapping
+            .get()
+            .is_some_and(|mapping| (mapping.len() as u64) < len)
+        {
             self.mapping = std::sync::OnceLock::new();
         }
         Ok(())
@@ -156,7 +166,8 @@ impl MappedFile {
         // that takes `&mut self` (and the file has no name by which others could shrink it). The bytes
         // may change under the slice by `pwritev` on another thread; the contract above confines what
         // is done with them to copying, whose outcome is then unspecified bytes and nothing worse.
-        let bytes = unsafe { std::slice::from_raw_parts(mapping.as_ptr().add(offset as usize), len) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(mapping.as_ptr().add(offset as usize), len) };
         Ok(deliver(bytes))
     }
 
@@ -187,10 +198,13 @@ mod tests {
         let mut file = MappedFile::in_memory().unwrap();
         file.set_len(10_000).unwrap();
         file.write_at(b"abc", 4095).unwrap();
-        file.write_pieces_at(&[IoSlice::new(b"d"), IoSlice::new(b"ef")], 4098).unwrap();
-        file.with_bytes(4095, 6, |bytes| assert_eq!(bytes, b"abcdef")).unwrap();
+        file.write_pieces_at(&[IoSlice::new(b"d"), IoSlice::new(b"ef")], 4098)
+            .unwrap();
+        file.with_bytes(4095, 6, |bytes| assert_eq!(bytes, b"abcdef"))
+            .unwrap();
         file.punch(4096, 4096).unwrap();
-        file.with_bytes(4095, 6, |bytes| assert_eq!(bytes, b"a\0\0\0\0\0")).unwrap();
+        file.with_bytes(4095, 6, |bytes| assert_eq!(bytes, b"a\0\0\0\0\0"))
+            .unwrap();
     }
 
     #[test]
@@ -200,7 +214,8 @@ mod tests {
         assert!(file.write_at(b"abc", 98).is_err());
         assert!(file.with_bytes(98, 3, |_| ()).is_err());
         assert!(file.with_bytes(u64::MAX, 3, |_| ()).is_err());
-        file.with_bytes(98, 2, |bytes| assert_eq!(bytes, b"\0\0")).unwrap();
+        file.with_bytes(98, 2, |bytes| assert_eq!(bytes, b"\0\0"))
+            .unwrap();
     }
 
     #[test]
@@ -210,10 +225,12 @@ mod tests {
         file.with_bytes(0, 1, |_| ()).unwrap();
         file.set_len(64 << 20).unwrap();
         file.write_at(b"end", (64 << 20) - 3).unwrap();
-        file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"end")).unwrap();
+        file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"end"))
+            .unwrap();
         file.set_len(5000).unwrap();
         file.set_len(64 << 20).unwrap();
-        file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"\0\0\0")).unwrap();
+        file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"\0\0\0"))
+            .unwrap();
     }
 
     #[test]

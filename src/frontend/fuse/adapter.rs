@@ -516,8 +516,10 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, dir: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let handle = self.replica.open_dir(NodeNo(dir.0));
-        reply.opened(FileHandle(handle.0), fuser::FopenFlags::empty());
+        match self.replica.open_dir(NodeNo(dir.0)) {
+            Ok(handle) => reply.opened(FileHandle(handle.0), fuser::FopenFlags::empty()),
+            Err(errno) => reply.error(crate::frontend::fuse::convert::errno(errno)),
+        }
     }
 
     fn readdir(

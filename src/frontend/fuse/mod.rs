@@ -121,7 +121,7 @@ fn start(
     // The kernel itself refuses other users; the library's own check would also refuse what they do
     // with a file that was handed to them open.
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
-    replica.set_kernel(Arc::new(FuseKernel::new(session.notifier(), helper)));
+    replica.set_kernel(Arc::new(FuseKernel::new(session.notifier(), helper)))?;
     raise_read_ahead(device);
 
     let (tell, ended) = oneshot::channel();

@@ -38,7 +38,10 @@ impl Owners {
     }
 
     pub fn to_server(&self, caller: Caller) -> Caller {
-        Caller { uid: self.uid_to_server(caller.uid), gid: self.gid_to_server(caller.gid) }
+        Caller {
+            uid: self.uid_to_server(caller.uid),
+            gid: self.gid_to_server(caller.gid),
+        }
     }
 
     fn uid_to_server(&self, uid: u32) -> u32 {
@@ -73,14 +76,21 @@ impl Shared {
         if !self.link.lease_is_valid() {
             ttl = Duration::ZERO;
         }
-        Entry { node: node.no, generation: node.id.born, attr, ttl }
+        Entry {
+            node: node.no,
+            generation: node.id.born,
+            attr,
+            ttl,
+        }
     }
 
     /// Takes in attributes from an answer; drops the copy where they show that the content has changed
     /// without being announced.
     pub(super) fn adopt(&self, node: &Arc<Node>, attr: &Attr, at: Tick) -> bool {
         let region = node.region.lock().clone();
-        let pushing = region.as_ref().is_some_and(|region| region.look(|inner| inner.is_pushing()));
+        let pushing = region
+            .as_ref()
+            .is_some_and(|region| region.look(|inner| inner.is_pushing()));
         if pushing {
             // Its own pushes change it.
             node.adopt_own(attr, at);
@@ -88,12 +98,19 @@ impl Shared {
         let good = pushing || node.adopt(attr, at);
         if let Some(region) = region {
             let mut dropped = Vec::new();
-            region.update(|inner| {
+            let cut = region.update(|inner| {
                 if !good {
-                    inner.core.handle_invalidate(at, ByteRange::new(0, u64::MAX), &mut dropped);
+                    let whole = ByteRange::new(0, u64::MAX);
+                    inner.core.handle_invalidate(at, whole, &mut dropped);
                 }
                 inner.adopt_size(at, attr.size)
             });
+            if let Err(errno) = cut {
+                tracing::error!(
+                    "{:?}: the local copy cannot be cut: {errno}",
+                    node.path_or_unnamed()
+                );
+            }
         }
         if !good {
             let whole = ByteRange::new(0, u64::MAX);
@@ -105,7 +122,9 @@ impl Shared {
     /// Pushes what is dirty of a node and waits for it.
     pub(super) async fn flush_node(&self, node: &Arc<Node>) -> Result<()> {
         let region = node.region.lock().clone();
-        let Some(flushed) = region.and_then(|region| region.flush()) else { return Ok(()) };
+        let Some(flushed) = region.and_then(|region| region.flush()) else {
+            return Ok(());
+        };
         let _waiting = super::link::Waiting::new(&self.link.waiting);
         flushed.await.unwrap_or(Err(Errno::IO))
     }
@@ -130,8 +149,15 @@ impl Replica {
 
     async fn ask_attr(&self, node: &Arc<Node>) -> Result<Attr> {
         let handle = self.shared.remote_handle(node).await;
-        let at_node = if handle.is_some() { node.to_wire_open() } else { node.to_wire()? };
-        let request = ReadRequest::GetAttr { node: at_node, handle };
+        let at_node = if handle.is_some() {
+            node.to_wire_open()
+        } else {
+            node.to_wire()?
+        };
+        let request = ReadRequest::GetAttr {
+            node: at_node,
+            handle,
+        };
         match self.shared.link.read(request).await? {
             (at, Answer::Attr(attr)) if attr.id == node.id => {
                 self.shared.adopt(node, &attr, at);
@@ -195,9 +221,23 @@ impl Replica {
         by: Caller,
     ) -> Result<(Tick, Attr)> {
         let handle = self.shared.remote_handle(node).await;
-        let at_node = if handle.is_some() { node.to_wire_open() } else { node.to_wire()? };
+        let at_node = if handle.is_some() {
+            node.to_wire_open()
+        } else {
+            node.to_wire()?
+        };
         node.touch();
-        match self.shared.link.change(ChangeRequest::SetAttr { node: at_node, handle, set, by }).await? {
+        match self
+            .shared
+            .link
+            .change(ChangeRequest::SetAttr {
+                node: at_node,
+                handle,
+                set,
+                by,
+            })
+            .await?
+        {
             (at, Answer::Attr(attr)) => {
                 node.adopt_own(&attr, at);
                 Ok((at, attr))
@@ -207,13 +247,7 @@ impl Replica {
     }
 
     /// Truncates or extends: no push may pass it, and the kernel thread puts nothing meanwhile.
-    async fn resize(
-        &self,
-        node: &Arc<Node>,
-        size: u64,
-        set: SetAttr,
-        by: Caller,
-    ) -> Result<Attr> {
+    async fn resize(&self, node: &Arc<Node>, size: u64, set: SetAttr, by: Caller) -> Result<Attr> {
         let region = node.region.lock().clone();
         let Some(region) = region else {
             return Ok(self.send_set_attr(node, set, by).await?.1);
@@ -234,12 +268,17 @@ impl Replica {
     pub async fn read_link(&self, node: NodeNo) -> Result<Vec<u8>> {
         let node = self.shared.nodes.get(node)?;
         let request = async {
-            Ok(ReadRequest::ReadLink { node: node.to_wire()? })
+            Ok(ReadRequest::ReadLink {
+                node: node.to_wire()?,
+            })
         };
         self.bounded(self.ask_bytes(request)).await
     }
 
-    async fn ask_bytes(&self, request: impl Future<Output = Result<ReadRequest>>) -> Result<Vec<u8>> {
+    async fn ask_bytes(
+        &self,
+        request: impl Future<Output = Result<ReadRequest>>,
+    ) -> Result<Vec<u8>> {
         match self.shared.link.read(request.await?).await? {
             (_, Answer::Bytes(bytes)) => Ok(bytes),
             _ => Err(Errno::PROTO),
@@ -252,7 +291,10 @@ impl Replica {
         self.check_xattrs()?;
         let name = name.to_vec();
         let request = async {
-            Ok(ReadRequest::GetXattr { node: node.to_wire()?, name })
+            Ok(ReadRequest::GetXattr {
+                node: node.to_wire()?,
+                name,
+            })
         };
         self.bounded(self.ask_bytes(request)).await
     }
@@ -262,7 +304,9 @@ impl Replica {
         let node = self.shared.nodes.get(node)?;
         self.check_xattrs()?;
         let request = async {
-            Ok(ReadRequest::ListXattr { node: node.to_wire()? })
+            Ok(ReadRequest::ListXattr {
+                node: node.to_wire()?,
+            })
         };
         self.bounded(self.ask_bytes(request)).await
     }
@@ -278,7 +322,13 @@ impl Replica {
         let node = self.shared.nodes.get(node)?;
         self.check_xattrs()?;
         let (name, value) = (name.to_vec(), value.to_vec());
-        self.change_xattr(&node, |node| ChangeRequest::SetXattr { node, name, value, mode }).await
+        self.change_xattr(&node, |node| ChangeRequest::SetXattr {
+            node,
+            name,
+            value,
+            mode,
+        })
+        .await
     }
 
     /// Removes an extended attribute.
@@ -286,7 +336,8 @@ impl Replica {
         let node = self.shared.nodes.get(node)?;
         self.check_xattrs()?;
         let name = name.to_vec();
-        self.change_xattr(&node, |node| ChangeRequest::RemoveXattr { node, name }).await
+        self.change_xattr(&node, |node| ChangeRequest::RemoveXattr { node, name })
+            .await
     }
 
     async fn change_xattr(
@@ -302,14 +353,19 @@ impl Replica {
             let request = request(node.to_wire()?);
             let outcome = self.shared.link.change(request).await;
             node.touch();
-            self.shared.queue(super::kernel::Job::DropAttributes(node.no));
+            self.shared
+                .queue(super::kernel::Job::DropAttributes(node.no));
             outcome.map(|_| ())
         })
         .await
     }
 
     fn check_xattrs(&self) -> Result<()> {
-        if self.shared.capabilities.xattrs { Ok(()) } else { Err(Errno::OPNOTSUPP) }
+        if self.shared.capabilities.xattrs {
+            Ok(())
+        } else {
+            Err(Errno::OPNOTSUPP)
+        }
     }
 
     /// Of the file system below the store.

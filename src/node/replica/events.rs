@@ -7,16 +7,25 @@ use super::nodes::Node;
 use super::region::Region;
 use crate::region::Tick;
 use crate::units::{ByteRange, PageRange};
-use crate::wire::{Access, Answer, AuthorityEvent, FileId, ReadRequest, ReplicaEvent, Request, Stale};
+use crate::wire::{
+    Access, Answer, AuthorityEvent, FileId, ReadRequest, ReplicaEvent, Request, Stale,
+};
 use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
 
 /// Takes in what a link reports, in order, until it or the replica is gone.
 pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
-        let Some(shared) = shared.upgrade() else { return };
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
         match event {
-            LinkEvent::Event(AuthorityEvent::Invalidate { change, id, at, what }) => {
+            LinkEvent::Event(AuthorityEvent::Invalidate {
+                change,
+                id,
+                at,
+                what,
+            }) => {
                 shared.invalidate(change, id, at, what);
             }
             // Taken in by the link itself.
@@ -93,7 +102,12 @@ impl Shared {
         }
     }
 
-    async fn reattach_region(self: &Arc<Self>, session: &Session, node: &Arc<Node>, region: &Arc<Region>) {
+    async fn reattach_region(
+        self: &Arc<Self>,
+        session: &Session,
+        node: &Arc<Node>,
+        region: &Arc<Region>,
+    ) {
         *region.remote.lock().await = None;
         let found = self.reopen(session, node, region).await;
         let mut dropped: Vec<PageRange> = Vec::new();
@@ -103,7 +117,9 @@ impl Shared {
                 // It is gone, or cannot be opened: what is dirty is kept, and pushing it will say why.
                 None => (Tick(0), inner.core.epoch(), inner.core.size(), false),
             };
-            inner.core.handle_reattached(at, epoch, size, same, &mut dropped);
+            inner
+                .core
+                .handle_reattached(at, epoch, size, same, &mut dropped);
         });
         let whole = ByteRange::new(0, u64::MAX);
         match found {
@@ -122,12 +138,26 @@ impl Shared {
     ) -> Option<(Tick, crate::region::Epoch, u64, bool)> {
         let writers = region.look(|inner| inner.writers > 0 || inner.core.dirty_pages() > 0);
         let access = if writers { Access::Write } else { Access::Read };
-        let request = Request::Read(ReadRequest::Open { node: node.to_wire().ok()?, access });
+        let request = Request::Read(ReadRequest::Open {
+            node: node.to_wire().ok()?,
+            access,
+        });
         let reply = super::link::exchange(session, &request).await.ok()?;
         let (at, answer) = super::link::answer_of(reply).ok()?;
-        let Answer::Opened { handle, attr, epoch } = answer else { return None };
+        let Answer::Opened {
+            handle,
+            attr,
+            epoch,
+        } = answer
+        else {
+            return None;
+        };
         let generation = session.generation;
-        *region.remote.lock().await = Some(super::region::Remote { handle, access, generation });
+        *region.remote.lock().await = Some(super::region::Remote {
+            handle,
+            access,
+            generation,
+        });
         let same = node.adopt(&attr, at);
         Some((at, epoch, attr.size, same))
     }

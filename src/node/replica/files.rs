@@ -48,7 +48,10 @@ impl Replica {
         self.bounded(async {
             let access = if write { Access::Write } else { Access::Read };
             if let Some(handle) = self.shared.remote_handle_for(&node, access).await {
-                let request = ReadRequest::GetAttr { node: node.to_wire_open(), handle: Some(handle) };
+                let request = ReadRequest::GetAttr {
+                    node: node.to_wire_open(),
+                    handle: Some(handle),
+                };
                 match self.shared.link.read(request).await {
                     Ok((at, Answer::Attr(attr))) => {
                         let good = self.shared.adopt(&node, &attr, at);
@@ -60,9 +63,19 @@ impl Replica {
                     Ok(_) => return Err(Errno::PROTO),
                 }
             }
-            let request = ReadRequest::Open { node: node.to_wire()?, access };
+            let request = ReadRequest::Open {
+                node: node.to_wire()?,
+                access,
+            };
             match self.shared.link.read(request).await? {
-                (at, Answer::Opened { handle, attr, epoch }) => {
+                (
+                    at,
+                    Answer::Opened {
+                        handle,
+                        attr,
+                        epoch,
+                    },
+                ) => {
                     let good = self.shared.adopt(&node, &attr, at);
                     let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
                     Ok((handle, good))
@@ -84,7 +97,13 @@ impl Replica {
             open
         });
         drop(slot);
-        open.then(|| self.shared.new_file(OpenFile { node, region, write: false }))
+        open.then(|| {
+            self.shared.new_file(OpenFile {
+                node,
+                region,
+                write: false,
+            })
+        })
     }
 
     /// The authority has opened a file.
@@ -100,7 +119,11 @@ impl Replica {
         let region = self.shared.region_of(node, attr, epoch, at)?;
         let access = if write { Access::Write } else { Access::Read };
         if let Some(session) = self.shared.link.session_now() {
-            let new = Remote { handle, access, generation: session.generation };
+            let new = Remote {
+                handle,
+                access,
+                generation: session.generation,
+            };
             let mut remote = region.remote.lock().await;
             let old = match &*remote {
                 Some(old) if old.generation == new.generation && old.access >= access => Some(new),
@@ -129,16 +152,23 @@ impl Replica {
         if write {
             region.begin_writing().await;
         }
-        self.shared.new_file(OpenFile { node: node.clone(), region, write })
+        self.shared.new_file(OpenFile {
+            node: node.clone(),
+            region,
+            write,
+        })
     }
 
     /// Closes a file that [`Replica::flush`] was called on; never waits.
     pub fn close(&self, handle: HandleNo) {
-        let Some(file) = self.shared.files.write().remove(&handle) else { return };
+        let Some(file) = self.shared.files.write().remove(&handle) else {
+            return;
+        };
         if file.write {
             file.region.end_writing();
         }
-        file.region.use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
+        file.region
+            .use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
         file.region.update(|inner| {
             inner.opens = inner.opens.saturating_sub(1);
             if inner.opens == 0 {
@@ -151,7 +181,12 @@ impl Replica {
     }
 
     fn file(&self, handle: HandleNo) -> Result<Arc<OpenFile>> {
-        self.shared.files.read().get(&handle).cloned().ok_or(Errno::BADF)
+        self.shared
+            .files
+            .read()
+            .get(&handle)
+            .cloned()
+            .ok_or(Errno::BADF)
     }
 
     /// Reads without waiting: `deliver` gets the bytes, fewer than `len` only at the end of the file,
@@ -258,7 +293,9 @@ impl Replica {
             self.shared.flush_node(&file.node).await?;
             let make = |handle| ChangeRequest::Sync { handle, data_only };
             let (at, answer) = self.change_open(&file, Access::Read, make).await?;
-            let Answer::Attr(attr) = answer else { return Err(Errno::PROTO) };
+            let Answer::Attr(attr) = answer else {
+                return Err(Errno::PROTO);
+            };
             file.node.adopt_own(&attr, at);
             Ok(())
         })
@@ -283,12 +320,7 @@ impl Replica {
     }
 
     /// `fallocate(2)`.
-    pub async fn allocate(
-        &self,
-        handle: HandleNo,
-        range: ByteRange,
-        mode: Allocate,
-    ) -> Result<()> {
+    pub async fn allocate(&self, handle: HandleNo, range: ByteRange, mode: Allocate) -> Result<()> {
         let file = self.file(handle)?;
         if !file.write {
             return Err(Errno::BADF);
@@ -303,7 +335,9 @@ impl Replica {
                 mode,
             };
             let (at, answer) = self.change_open(&file, Access::Write, make).await?;
-            let Answer::Attr(attr) = answer else { return Err(Errno::PROTO) };
+            let Answer::Attr(attr) = answer else {
+                return Err(Errno::PROTO);
+            };
             file.node.adopt_own(&attr, at);
             let mut dropped = Vec::new();
             file.region.update(|inner| {
@@ -324,7 +358,16 @@ impl Replica {
         self.bounded(async {
             self.shared.flush_node(&file.node).await?;
             let handle = self.shared.handle_of(&file.region, Access::Read).await?;
-            match self.shared.link.read(ReadRequest::Seek { handle, offset, data }).await? {
+            match self
+                .shared
+                .link
+                .read(ReadRequest::Seek {
+                    handle,
+                    offset,
+                    data,
+                })
+                .await?
+            {
                 (_, Answer::Offset(offset)) => Ok(offset),
                 _ => Err(Errno::PROTO),
             }
@@ -352,7 +395,10 @@ impl Replica {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<()> {
         let file = self.file(handle)?;
-        let range = range.intersect(ByteRange::new(0, file.region.look(|inner| inner.core.size())));
+        let range = range.intersect(ByteRange::new(
+            0,
+            file.region.look(|inner| inner.core.size()),
+        ));
         let mut coming = VecDeque::new();
         let (mut asked, mut here) = (range.start, range.start);
         while here < range.end {
@@ -363,7 +409,8 @@ impl Replica {
             }
             if let Some((end, woken)) = coming.pop_front() {
                 if let Some(woken) = woken {
-                    self.bounded(async { woken.await.unwrap_or(Err(Errno::IO)) }).await?;
+                    self.bounded(async { woken.await.unwrap_or(Err(Errno::IO)) })
+                        .await?;
                 }
                 here = end;
                 progress(here - range.start, range.len());
@@ -385,7 +432,8 @@ impl Replica {
             })?;
             region.count_copy(&self.shared);
         }
-        self.shared.queue(super::kernel::Job::DropPages(node.no, whole));
+        self.shared
+            .queue(super::kernel::Job::DropPages(node.no, whole));
         Ok(())
     }
 
@@ -442,9 +490,8 @@ impl Shared {
         let region = node.region.lock().clone()?;
         let session = self.link.session().await.ok()?;
         let remote = *region.remote.lock().await;
-        let current = |remote: &Remote| {
-            remote.generation == session.generation && remote.access >= access
-        };
+        let current =
+            |remote: &Remote| remote.generation == session.generation && remote.access >= access;
         remote.filter(current).map(|remote| remote.handle)
     }
 
@@ -470,7 +517,9 @@ impl Shared {
                 && session.generation == remote.generation
             {
                 // Lost with its connection: the authority closes what its session leaves behind.
-                let request = ReadRequest::Close { handle: remote.handle };
+                let request = ReadRequest::Close {
+                    handle: remote.handle,
+                };
                 let _ = super::link::exchange(&session, &crate::wire::Request::Read(request)).await;
             }
         });
@@ -502,15 +551,25 @@ impl Shared {
         }
         let mut idle: Vec<_> = (regions.values())
             .filter_map(|node| {
-                let region = node.region.lock().clone().filter(|region| !region.is_busy())?;
+                let region = node
+                    .region
+                    .lock()
+                    .clone()
+                    .filter(|region| !region.is_busy())?;
                 Some((region.last_used(), node.clone()))
             })
             .collect();
         idle.sort_by_key(|(used, _)| *used);
         // A quarter at a time, so that this is not done for each file that is closed.
-        let surplus = if full { idle.len() } else { idle.len().saturating_sub(CLOSED_MAX * 3 / 4) };
+        let surplus = if full {
+            idle.len()
+        } else {
+            idle.len().saturating_sub(CLOSED_MAX * 3 / 4)
+        };
         for (_, node) in idle.into_iter().take(surplus) {
-            if full && self.copy_bytes.load(Ordering::Relaxed) <= self.options.cache_bytes_max * 3 / 4 {
+            if full
+                && self.copy_bytes.load(Ordering::Relaxed) <= self.options.cache_bytes_max * 3 / 4
+            {
                 break;
             }
             let mut slot = node.region.lock();

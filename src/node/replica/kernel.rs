@@ -62,13 +62,19 @@ impl Kernel {
         std::thread::Builder::new()
             .name("memfs-kernel".into())
             .spawn(move || worker.run(&job_receiver))?;
-        std::thread::Builder::new().name("memfs-writeback".into()).spawn(move || {
-            while let Ok(job) = write_back_receiver.recv() {
-                cache.write_back(job.node, &job.path);
-                let _ = job.done.send(());
-            }
-        })?;
-        Ok(Kernel { jobs, write_backs, waiting })
+        std::thread::Builder::new()
+            .name("memfs-writeback".into())
+            .spawn(move || {
+                while let Ok(job) = write_back_receiver.recv() {
+                    cache.write_back(job.node, &job.path);
+                    let _ = job.done.send(());
+                }
+            })?;
+        Ok(Kernel {
+            jobs,
+            write_backs,
+            waiting,
+        })
     }
 
     /// Queues a job.
@@ -80,7 +86,11 @@ impl Kernel {
     /// Writes back what programs have dirtied through mappings, and waits.
     pub async fn write_back(&self, node: NodeNo, path: RelPath) {
         let (done, receiver) = oneshot::channel();
-        if self.write_backs.send(WriteBack { node, path, done }).is_ok() {
+        if self
+            .write_backs
+            .send(WriteBack { node, path, done })
+            .is_ok()
+        {
             let _ = receiver.await;
         }
     }
@@ -128,7 +138,11 @@ impl Worker {
         let mut from = range.start;
         while from < range.end && region.look(|inner| inner.writers == 0) {
             let to = range.end.min(from + PUT_BYTES);
-            let runs = region.look(|inner| inner.core.present_runs(ByteRange::new(from, to).pages_touched()));
+            let runs = region.look(|inner| {
+                inner
+                    .core
+                    .present_runs(ByteRange::new(from, to).pages_touched())
+            });
             for run in runs {
                 self.put_run(region, run);
             }
@@ -145,13 +159,16 @@ impl Worker {
         let copied = region.look(|inner| {
             let whole = inner.core.size() / PAGE_BYTES * PAGE_BYTES;
             let bytes = bytes.intersect(ByteRange::new(0, whole.min(inner.copy.len())));
-            inner.copy.with_bytes(bytes.start, bytes.len() as usize, |source| {
-                buffer.clear();
-                buffer.extend_from_slice(source);
-            })
+            inner
+                .copy
+                .with_bytes(bytes.start, bytes.len() as usize, |source| {
+                    buffer.clear();
+                    buffer.extend_from_slice(source);
+                })
         });
         if copied.is_ok() && !self.buffer.is_empty() {
-            self.cache.put_pages(region.node.no, bytes.start, &self.buffer);
+            self.cache
+                .put_pages(region.node.no, bytes.start, &self.buffer);
         }
     }
 }

@@ -83,7 +83,19 @@ struct Changes {
 }
 
 /// A number of a change under way; given back when the request has its answer or was given up.
-struct ChangeNumber<'a>(&'a Link, u64);
+pub(super) struct ChangeNumber<'a>(&'a Link, u64);
+
+impl ChangeNumber<'_> {
+    /// As requests carry it, with what has been answered by now.
+    pub fn sequence(&self) -> Sequence {
+        let changes = self.0.changes.lock();
+        let answered = changes.outstanding.first().copied().unwrap_or(self.1);
+        Sequence {
+            number: self.1,
+            answered,
+        }
+    }
+}
 
 impl Drop for ChangeNumber<'_> {
     fn drop(&mut self) {
@@ -137,7 +149,11 @@ impl Link {
         let session = attached.session.clone();
         link.session.send_replace(Some(session.clone()));
         let (events, events_receiver) = mpsc::channel(64);
-        let keeper = Keeper { link: link.clone(), events, outgoing: outgoing_receiver };
+        let keeper = Keeper {
+            link: link.clone(),
+            events,
+            outgoing: outgoing_receiver,
+        };
         tokio::spawn(keeper.run(attached));
         Ok((link, session, events_receiver))
     }
@@ -177,7 +193,10 @@ impl Link {
 
     /// Round-trip time as QUIC estimates it.
     pub fn rtt(&self) -> Option<Duration> {
-        self.session.borrow().as_ref().map(|session| session.connection.rtt())
+        self.session
+            .borrow()
+            .as_ref()
+            .map(|session| session.connection.rtt())
     }
 
     /// The generation of the session there is or was.
@@ -227,22 +246,22 @@ impl Link {
     /// As [`Link::read`], with the tick of the answer also where it is an errno.
     pub async fn read_at_tick(&self, request: ReadRequest) -> Result<(Tick, Result<Answer>)> {
         let request = Request::Read(request);
-        self.repeat(|_| request.clone()).await
+        self.repeat(|| request.clone()).await
     }
 
     /// One request that changes something.
     pub async fn change(&self, request: ChangeRequest) -> Result<(Tick, Answer)> {
         let number = self.number_change();
-        let make = |link: &Link| Request::Change(link.sequence(&number), request.clone());
+        let make = || Request::Change(number.sequence(), request.clone());
         let (at, answer) = self.repeat(make).await?;
         Ok((at, answer?))
     }
 
-    async fn repeat(&self, make: impl Fn(&Link) -> Request) -> Result<(Tick, Result<Answer>)> {
+    async fn repeat(&self, make: impl Fn() -> Request) -> Result<(Tick, Result<Answer>)> {
         let _waiting = Waiting::new(&self.waiting);
         let mut session = self.session().await?;
         loop {
-            match exchange(&session, &make(self)).await {
+            match exchange(&session, &make()).await {
                 Ok(reply) => return Ok((reply.at, reply.result.map_err(errno_of))),
                 Err(error) => session = self.recover(&session, error).await?,
             }
@@ -256,6 +275,7 @@ impl Link {
                 tracing::debug!("request to be repeated: {why}");
                 self.session_after(session).await
             }
+            StreamError::Stopped => Err(Errno::IO),
             StreamError::Protocol(why) => {
                 tracing::error!("{}: {why}", self.name());
                 Err(Errno::IO)
@@ -263,24 +283,13 @@ impl Link {
         }
     }
 
-    fn number_change(&self) -> ChangeNumber<'_> {
+    /// A number for a change that is about to be requested.
+    pub fn number_change(&self) -> ChangeNumber<'_> {
         let mut changes = self.changes.lock();
         changes.next += 1;
         let number = changes.next;
         changes.outstanding.insert(number);
         ChangeNumber(self, number)
-    }
-
-    fn sequence(&self, number: &ChangeNumber<'_>) -> Sequence {
-        let changes = self.changes.lock();
-        let answered = changes.outstanding.first().copied().unwrap_or(number.1);
-        Sequence { number: number.1, answered }
-    }
-
-    /// For requests that are sent by hand (a push): a number that lives until the closure's future ends.
-    pub async fn with_number<R>(&self, run: impl AsyncFnOnce(&dyn Fn() -> Sequence) -> R) -> R {
-        let number = self.number_change();
-        run(&|| self.sequence(&number)).await
     }
 
     /// Says goodbye and ends the link; waits until the authority has heard it, at most `patience`.
@@ -302,7 +311,11 @@ impl Link {
         generation: u64,
     ) -> std::result::Result<Attached, AttachError> {
         let sent = Instant::now();
-        let connection = self.dialer.connect(DIAL_PATIENCE).await.map_err(AttachError::Dial)?;
+        let connection = self
+            .dialer
+            .connect(DIAL_PATIENCE)
+            .await
+            .map_err(AttachError::Dial)?;
         let refused = |error: StreamError| {
             if stream::is_unauthorized(&connection) {
                 return AttachError::Dial(ConnectError::Unauthorized {
@@ -334,9 +347,22 @@ impl Link {
         };
         let lease = Lease::new(sent, Duration::from_millis(u64::from(welcome.lease_ms)));
         self.set_lease(|ours| *ours = lease);
-        let generation = if welcome.resumed { generation } else { generation + 1 };
-        let session = Session { connection, welcome, generation, number };
-        Ok(Attached { session, send, receive })
+        let generation = if welcome.resumed {
+            generation
+        } else {
+            generation + 1
+        };
+        let session = Session {
+            connection,
+            welcome,
+            generation,
+            number,
+        };
+        Ok(Attached {
+            session,
+            send,
+            receive,
+        })
     }
 
     fn refusal(&self, refusal: &Refusal) -> AttachError {
@@ -403,13 +429,20 @@ impl Keeper {
             session.connection.close(0u32.into(), b"link given up");
             // Acknowledgements of the old connection mean nothing on the next.
             while self.outgoing.try_recv().is_ok() {}
-            let Some(next) = self.reconnect(&session).await else { return };
+            let Some(next) = self.reconnect(&session).await else {
+                return;
+            };
             attached = next;
             tracing::warn!("{}: link is up again", self.link.name());
             let next = attached.session.clone();
             if next.generation != session.generation {
                 let (done, checked) = oneshot::channel();
-                if self.events.send(LinkEvent::Reattached(next.clone(), done)).await.is_err() {
+                if self
+                    .events
+                    .send(LinkEvent::Reattached(next.clone(), done))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 let _ = checked.await;
@@ -420,7 +453,11 @@ impl Keeper {
 
     /// Runs the control stream until it ends; says why.
     async fn control(&mut self, attached: Attached) -> String {
-        let Attached { session, mut send, mut receive } = attached;
+        let Attached {
+            session,
+            mut send,
+            mut receive,
+        } = attached;
         let (decoded, mut incoming) = mpsc::channel(64);
         let reader = tokio::spawn(async move {
             // A message must not be torn by a select, so it is read in a task of its own.
@@ -507,7 +544,8 @@ impl Keeper {
                     }
                 }
             }
-            self.watching_lease(&mut lease_told, tokio::time::sleep(pause)).await;
+            self.watching_lease(&mut lease_told, tokio::time::sleep(pause))
+                .await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
@@ -522,7 +560,10 @@ impl Keeper {
                 () = tokio::time::sleep_until(ends.into()) => {}
             }
             *told = true;
-            tracing::warn!("{}: the lease has run out, copies are not used", self.link.name());
+            tracing::warn!(
+                "{}: the lease has run out, copies are not used",
+                self.link.name()
+            );
             let _ = self.events.send(LinkEvent::LeaseLost).await;
         }
         work.await
@@ -535,7 +576,11 @@ pub(super) async fn exchange(
     request: &Request,
 ) -> std::result::Result<Reply, StreamError> {
     let (mut send, mut receive) = open(session).await?;
-    stream::send(&mut send, request).await?;
+    match stream::send(&mut send, request).await {
+        // Answered before all of it was sent.
+        Ok(()) | Err(StreamError::Stopped) => {}
+        Err(error) => return Err(error),
+    }
     let _ = send.finish();
     receive_reply(&mut receive).await
 }
@@ -544,7 +589,11 @@ pub(super) async fn exchange(
 pub(super) async fn open(
     session: &Session,
 ) -> std::result::Result<(quinn::SendStream, quinn::RecvStream), StreamError> {
-    session.connection.open_bi().await.map_err(|e| StreamError::Link(e.to_string()))
+    session
+        .connection
+        .open_bi()
+        .await
+        .map_err(|e| StreamError::Link(e.to_string()))
 }
 
 /// The reply on a stream.
@@ -559,10 +608,17 @@ pub(super) async fn receive_reply(
 
 /// The answer in a reply; an errno that is none counts as `EIO`.
 pub(super) fn answer_of(reply: Reply) -> Result<(Tick, Answer)> {
-    reply.result.map(|answer| (reply.at, answer)).map_err(errno_of)
+    reply
+        .result
+        .map(|answer| (reply.at, answer))
+        .map_err(errno_of)
 }
 
 /// An errno from the wire: anything that cannot be one counts as `EIO`.
 pub(super) fn errno_of(errno: i32) -> Errno {
-    if (1..4096).contains(&errno) { Errno::from_raw_os_error(errno) } else { Errno::IO }
+    if (1..4096).contains(&errno) {
+        Errno::from_raw_os_error(errno)
+    } else {
+        Errno::IO
+    }
 }

@@ -242,7 +242,9 @@ impl Replica {
                 if let std::task::Poll::Ready(outcome) = first.await {
                     return outcome;
                 }
-                tokio::time::timeout(limit, work).await.unwrap_or(Err(Errno::IO))
+                tokio::time::timeout(limit, work)
+                    .await
+                    .unwrap_or(Err(Errno::IO))
             }
         }
     }
@@ -256,13 +258,15 @@ impl Shared {
     /// A region's dirty bytes were `before` and are `now`.
     fn count_dirty(&self, before: u64, now: u64) {
         if before != now {
-            self.dirty_bytes.send_modify(|dirty| *dirty = (*dirty + now).saturating_sub(before));
+            self.dirty_bytes
+                .send_modify(|dirty| *dirty = (*dirty + now).saturating_sub(before));
         }
     }
 
     /// A region's copy took `before` bytes and takes `now`.
     fn count_copies(&self, before: u64, now: u64) {
-        self.copy_bytes.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        self.copy_bytes
+            .fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
     }
 
     /// Whether a writer need not wait.
@@ -273,7 +277,9 @@ impl Shared {
     async fn wait_for_room(&self) {
         let mut dirty = self.dirty_bytes.subscribe();
         // The sender lives in `self`: there is nothing to fail.
-        let _ = dirty.wait_for(|&dirty| dirty < self.options.dirty_bytes_max).await;
+        let _ = dirty
+            .wait_for(|&dirty| dirty < self.options.dirty_bytes_max)
+            .await;
     }
 
     /// Whether what nobody has asked for may be pulled.
@@ -295,7 +301,8 @@ impl Shared {
                 node.region.lock().take();
                 (node.id, Tick(node.seen.load(Ordering::Relaxed)))
             });
-            self.link.send_event(crate::wire::ReplicaEvent::Forget(batch.collect()));
+            self.link
+                .send_event(crate::wire::ReplicaEvent::Forget(batch.collect()));
         }
         if !nodes.is_empty() {
             let mut regions = self.regions.lock();

@@ -42,7 +42,10 @@ impl Replica {
             }
         }
         self.bounded(async {
-            let request = ReadRequest::Lookup { dir: dir.to_wire()?, name: name.clone() };
+            let request = ReadRequest::Lookup {
+                dir: dir.to_wire()?,
+                name: name.clone(),
+            };
             match self.shared.link.read_at_tick(request).await? {
                 (at, Ok(Answer::Attr(attr))) => Ok(self.found(&dir, name, &attr, at)),
                 (at, Err(Errno::NOENT)) => {
@@ -103,7 +106,13 @@ impl Replica {
         let by = self.shared.owners.to_server(by);
         self.bounded(async {
             let at_dir = dir.to_wire()?;
-            let request = ChangeRequest::Make { dir: at_dir, name: name.clone(), make, mode, by };
+            let request = ChangeRequest::Make {
+                dir: at_dir,
+                name: name.clone(),
+                make,
+                mode,
+                by,
+            };
             match self.change_names(&dir, &[name], request).await? {
                 (at, Answer::Attr(attr)) => Ok(self.found(&dir, name, &attr, at)),
                 _ => Err(Errno::PROTO),
@@ -126,9 +135,22 @@ impl Replica {
         self.bounded(async {
             let at_dir = dir.to_wire()?;
             let name_there = name.clone();
-            let request = ChangeRequest::Create { dir: at_dir, name: name_there, mode, exclusive, by };
+            let request = ChangeRequest::Create {
+                dir: at_dir,
+                name: name_there,
+                mode,
+                exclusive,
+                by,
+            };
             match self.change_names(&dir, &[name], request).await? {
-                (at, Answer::Opened { handle, attr, epoch }) => {
+                (
+                    at,
+                    Answer::Opened {
+                        handle,
+                        attr,
+                        epoch,
+                    },
+                ) => {
                     let entry = self.found(&dir, name, &attr, at);
                     let node = self.shared.nodes.get(entry.node)?;
                     let handle = self.opened(&node, handle, &attr, epoch, at, true).await?;
@@ -165,8 +187,11 @@ impl Replica {
     pub async fn remove(&self, dir: NodeNo, name: &Name, directory: bool) -> Result<()> {
         let dir = self.shared.nodes.get(dir)?;
         self.bounded(async {
-            let request =
-                ChangeRequest::Remove { dir: dir.to_wire()?, name: name.clone(), directory };
+            let request = ChangeRequest::Remove {
+                dir: dir.to_wire()?,
+                name: name.clone(),
+                directory,
+            };
             let known = self.shared.nodes.cached(&dir, name);
             if let Cached::Node(node) = &known {
                 node.touch();
@@ -187,7 +212,8 @@ impl Replica {
         if node.is_at(dir, name) {
             node.unset_place();
         }
-        self.shared.queue(super::kernel::Job::DropAttributes(node.no));
+        self.shared
+            .queue(super::kernel::Job::DropAttributes(node.no));
     }
 
     /// Renames.
@@ -243,7 +269,8 @@ impl Replica {
         if let Cached::Node(node) = moved {
             node.touch();
             node.set_place(to_dir, to);
-            self.shared.queue(super::kernel::Job::DropAttributes(node.no));
+            self.shared
+                .queue(super::kernel::Job::DropAttributes(node.no));
         }
         if let Cached::Node(node) = target {
             if mode == RenameMode::Exchange {
@@ -294,16 +321,26 @@ impl Replica {
 
     /// Entries after `cursor` (0: from the start, anew), `.` and `..` among them; empty at the end.
     pub async fn read_dir(&self, handle: HandleNo, cursor: u64) -> Result<Vec<DirItem>> {
-        let open = self.shared.dirs.read().get(&handle).cloned().ok_or(Errno::BADF)?;
+        let open = self
+            .shared
+            .dirs
+            .read()
+            .get(&handle)
+            .cloned()
+            .ok_or(Errno::BADF)?;
         let mut listing = open.listing.lock().await;
         if cursor == 0 {
-            *listing = Listing { items: Vec::new(), next: Some(0) };
+            *listing = Listing {
+                items: Vec::new(),
+                next: Some(0),
+            };
             return self.dots(&open.dir).await;
         }
         // Cursors 1 and 2 are behind `.` and `..`; the entry at index n has cursor n + 3.
         let index = cursor.saturating_sub(2) as usize;
         while listing.items.len() <= index && listing.next.is_some() {
-            self.bounded(self.list_more(&open.dir, &mut listing)).await?;
+            self.bounded(self.list_more(&open.dir, &mut listing))
+                .await?;
         }
         let items = listing.items.iter().enumerate().skip(index).take(BATCH);
         Ok(items
@@ -311,27 +348,58 @@ impl Replica {
                 let attr = node.cached_attr().unwrap_or(*attr);
                 let mut entry = self.shared.entry(node, &attr);
                 entry.ttl = std::time::Duration::ZERO;
-                DirItem { name: OsString::from(name.clone()), entry, cursor: index as u64 + 3 }
+                DirItem {
+                    name: OsString::from(name.clone()),
+                    entry,
+                    cursor: index as u64 + 3,
+                }
             })
             .collect())
     }
 
     async fn dots(&self, dir: &Arc<Node>) -> Result<Vec<DirItem>> {
         let this = self.get_attr(dir.no).await?;
-        let above = dir.state.lock().place.clone().map_or(ROOT, |(above, _)| above.no);
-        let above = Entry { node: above, ..this };
+        let above = dir
+            .state
+            .lock()
+            .place
+            .clone()
+            .map_or(ROOT, |(above, _)| above.no);
+        let above = Entry {
+            node: above,
+            ..this
+        };
         Ok(vec![
-            DirItem { name: ".".into(), entry: this, cursor: 1 },
-            DirItem { name: "..".into(), entry: above, cursor: 2 },
+            DirItem {
+                name: ".".into(),
+                entry: this,
+                cursor: 1,
+            },
+            DirItem {
+                name: "..".into(),
+                entry: above,
+                cursor: 2,
+            },
         ])
     }
 
     async fn list_more(&self, dir: &Arc<Node>, listing: &mut Listing) -> Result<()> {
-        let Some(cursor) = listing.next else { return Ok(()) };
-        let request = ReadRequest::ReadDir { dir: dir.to_wire()?, cursor };
-        let (at, answer) =
-            self.shared.link.read(request).await.map_err(|errno| self.after(dir, errno))?;
-        let Answer::Entries(entries) = answer else { return Err(Errno::PROTO) };
+        let Some(cursor) = listing.next else {
+            return Ok(());
+        };
+        let request = ReadRequest::ReadDir {
+            dir: dir.to_wire()?,
+            cursor,
+        };
+        let (at, answer) = self
+            .shared
+            .link
+            .read(request)
+            .await
+            .map_err(|errno| self.after(dir, errno))?;
+        let Answer::Entries(entries) = answer else {
+            return Err(Errno::PROTO);
+        };
         listing.next = entries.last().map(|entry| entry.cursor);
         for DirEntry { name, attr, .. } in entries {
             let node = self.shared.nodes.know(&attr, dir, &name);
@@ -349,7 +417,12 @@ impl Replica {
             return Ok(());
         }
         self.bounded(async {
-            self.shared.link.change(ChangeRequest::SyncDir { dir: dir.to_wire()? }).await?;
+            self.shared
+                .link
+                .change(ChangeRequest::SyncDir {
+                    dir: dir.to_wire()?,
+                })
+                .await?;
             Ok(())
         })
         .await

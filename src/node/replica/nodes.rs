@@ -59,7 +59,11 @@ pub(super) struct Content {
 
 impl Content {
     fn of(stamp: Stamp) -> Content {
-        Content { size: stamp.size, mtime: stamp.mtime, ctime: Some(stamp.ctime) }
+        Content {
+            size: stamp.size,
+            mtime: stamp.mtime,
+            ctime: Some(stamp.ctime),
+        }
     }
 
     fn matches(&self, stamp: Stamp) -> bool {
@@ -121,12 +125,18 @@ impl Node {
 
     /// How requests name it.
     pub fn to_wire(&self) -> Result<crate::wire::Node> {
-        Ok(crate::wire::Node { id: self.id, path: self.path()? })
+        Ok(crate::wire::Node {
+            id: self.id,
+            path: self.path()?,
+        })
     }
 
     /// How requests name it where an open handle is what counts.
     pub fn to_wire_open(&self) -> crate::wire::Node {
-        crate::wire::Node { id: self.id, path: self.path_or_unnamed() }
+        crate::wire::Node {
+            id: self.id,
+            path: self.path_or_unnamed(),
+        }
     }
 
     /// Attributes, if they are cached.
@@ -143,7 +153,9 @@ impl Node {
             return true;
         }
         state.attr = Some((*attr, at));
-        let good = state.content.is_none_or(|content| content.matches(attr.stamp()));
+        let good = state
+            .content
+            .is_none_or(|content| content.matches(attr.stamp()));
         state.content = Some(Content::of(attr.stamp()));
         good
     }
@@ -222,7 +234,10 @@ impl Node {
     /// Whether it is in the directory under this name, as far as known.
     pub fn is_at(&self, dir: &Node, name: &Name) -> bool {
         let state = self.state.lock();
-        state.place.as_ref().is_some_and(|(at, called)| at.no == dir.no && called == name)
+        state
+            .place
+            .as_ref()
+            .is_some_and(|(at, called)| at.no == dir.no && called == name)
     }
 
     /// It was seen under this name.
@@ -268,13 +283,22 @@ impl Nodes {
 
     /// The node with this number.
     pub fn get(&self, no: NodeNo) -> Result<Arc<Node>> {
-        self.table.read().by_no.get(&no).cloned().ok_or(Errno::STALE)
+        self.table
+            .read()
+            .by_no
+            .get(&no)
+            .cloned()
+            .ok_or(Errno::STALE)
     }
 
     /// The node with this identity, if it is known.
     pub fn by_id(&self, id: FileId) -> Option<Arc<Node>> {
         let table = self.table.read();
-        table.by_id.get(&id).and_then(|no| table.by_no.get(no)).cloned()
+        table
+            .by_id
+            .get(&id)
+            .and_then(|no| table.by_no.get(no))
+            .cloned()
     }
 
     /// What `name` in `dir` stands for, as far as it is cached.
@@ -293,7 +317,12 @@ impl Nodes {
             return node;
         }
         let mut table = self.table.write();
-        if let Some(node) = table.by_id.get(&attr.id).and_then(|no| table.by_no.get(no)).cloned() {
+        if let Some(node) = table
+            .by_id
+            .get(&attr.id)
+            .and_then(|no| table.by_no.get(no))
+            .cloned()
+        {
             drop(table);
             node.set_place(dir, name);
             return node;
@@ -374,7 +403,10 @@ impl Nodes {
 impl Node {
     /// Whether a region keeps it.
     fn is_busy(&self) -> bool {
-        self.region.lock().as_ref().is_some_and(|region| region.is_busy())
+        self.region
+            .lock()
+            .as_ref()
+            .is_some_and(|region| region.is_busy())
     }
 }
 

@@ -17,9 +17,9 @@ use crate::store::{Errno, Result};
 use crate::sys::MappedFile;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
 use crate::wire::{Access, HandleId};
-use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockWriteGuard};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
@@ -40,8 +40,6 @@ pub(super) struct Region {
     pub remote: tokio::sync::Mutex<Option<Remote>>,
     /// Tells those who wait for pushes to end, for room, or for the kernel thread.
     pub changed: Notify,
-    /// The kernel thread is putting pages into the page cache, or wants to.
-    pub put_queued: AtomicBool,
     last_used: AtomicU64,
 }
 
@@ -96,7 +94,6 @@ impl Region {
             }),
             remote: tokio::sync::Mutex::new(None),
             changed: Notify::new(),
-            put_queued: AtomicBool::new(false),
             last_used: AtomicU64::new(0),
         }
     }
@@ -138,14 +135,22 @@ impl Region {
     ) -> Option<Result<R>> {
         let inner = self.inner.read();
         let size = inner.core.size();
-        let range = ByteRange::new(offset.min(size), offset.saturating_add(u64::from(len)).min(size));
+        let range = ByteRange::new(
+            offset.min(size),
+            offset.saturating_add(u64::from(len)).min(size),
+        );
         if range.is_empty() {
             return Some(Ok(deliver(&[])));
         }
         if range.end > inner.copy.len() || !inner.core.is_present(range) {
             return None;
         }
-        Some(inner.copy.with_bytes(range.start, range.len() as usize, deliver).map_err(io_errno))
+        Some(
+            inner
+                .copy
+                .with_bytes(range.start, range.len() as usize, deliver)
+                .map_err(io_errno),
+        )
     }
 
     /// Asks for pages; the receiver is told when they are there. `None`: they are here.
@@ -163,7 +168,9 @@ impl Region {
             } else {
                 inner.ensure_room(range.end.min(inner.core.size()))?;
                 let size = inner.core.size();
-                inner.core.handle_fault(now, range.intersect(ByteRange::new(0, size)))
+                inner
+                    .core
+                    .handle_fault(now, range.intersect(ByteRange::new(0, size)))
             };
             Ok(match residency {
                 crate::region::Residency::Present => None,
@@ -290,7 +297,9 @@ impl Region {
 
     /// Does what the core asks for.
     fn drive(self: &Arc<Self>, mut inner: RwLockWriteGuard<'_, Inner>) {
-        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
         while let Some((waiter, outcome)) = inner.core.poll_woken() {
             if let Some(sender) = inner.waiters.remove(&waiter) {
                 let _ = sender.send(outcome.map_err(failure_errno));
@@ -307,7 +316,10 @@ impl Region {
         }
         while inner.push_now && inner.hold == 0 && inner.pushes < PUSHES_MAX {
             let bytes_max = crate::wire::TRANSFER_BYTES_MAX;
-            match inner.core.poll_push(bytes_max, crate::wire::PUSH_EXTENTS_MAX) {
+            match inner
+                .core
+                .poll_push(bytes_max, crate::wire::PUSH_EXTENTS_MAX)
+            {
                 Some(push) => {
                     inner.pushes += 1;
                     shared.runtime.spawn(transfer::push(self.clone(), push));
@@ -324,7 +336,10 @@ impl Region {
     /// Counts what the copy takes on its disk anew.
     pub fn count_copy(&self, shared: &Shared) {
         let mut inner = self.inner.write();
-        let now = inner.copy.allocated_bytes().unwrap_or(inner.allocated_counted);
+        let now = inner
+            .copy
+            .allocated_bytes()
+            .unwrap_or(inner.allocated_counted);
         let before = std::mem::replace(&mut inner.allocated_counted, now);
         drop(inner);
         shared.count_copies(before, now);
@@ -353,11 +368,6 @@ impl Drop for PushHold {
 impl Inner {
     fn is_busy(&self) -> bool {
         self.opens > 0 || self.core.dirty_pages() > 0 || self.pushes > 0 || self.pulls > 0
-    }
-
-    /// Whether a pull or push is under way.
-    pub fn is_in_transfer(&self) -> bool {
-        self.pushes > 0 || self.pulls > 0
     }
 
     /// Makes the copy reach to `end`, by steps.
@@ -446,7 +456,9 @@ impl Inner {
 
     /// Makes holes of pages that were dropped.
     pub fn punch(&self, pages: &[PageRange]) -> Result<()> {
-        pages.iter().try_for_each(|run| self.punch_bytes(run.bytes()))
+        pages
+            .iter()
+            .try_for_each(|run| self.punch_bytes(run.bytes()))
     }
 
     fn punch_bytes(&self, range: ByteRange) -> Result<()> {
@@ -466,7 +478,9 @@ impl Inner {
             // Shrinking and growing again makes what lay past the size a hole.
             let len = self.copy.len();
             self.copy.set_len(size).map_err(io_errno)?;
-            self.copy.set_len(len.min(size.next_multiple_of(PAGE_BYTES))).map_err(io_errno)?;
+            self.copy
+                .set_len(len.min(size.next_multiple_of(PAGE_BYTES)))
+                .map_err(io_errno)?;
         }
         Ok(())
     }

@@ -63,7 +63,10 @@ impl Replica {
     pub fn status(&self) -> Status {
         let shared = &self.shared;
         let nodes: Vec<_> = shared.regions.lock().values().cloned().collect();
-        let mut regions: Vec<_> = nodes.iter().filter_map(|node| region_status(node)).collect();
+        let mut regions: Vec<_> = nodes
+            .iter()
+            .filter_map(|node| region_status(node))
+            .collect();
         regions.sort_by(|a, b| a.path.cmp(&b.path));
         Status {
             server: shared.link.name(),
@@ -79,7 +82,9 @@ impl Replica {
     /// Every node that has something dirty.
     pub fn dirty_nodes(&self) -> Vec<NodeNo> {
         let regions = self.shared.regions();
-        let dirty = regions.iter().filter(|region| region.look(|inner| inner.core.dirty_pages() > 0));
+        let dirty = regions
+            .iter()
+            .filter(|region| region.look(|inner| inner.core.dirty_pages() > 0));
         dirty.map(|region| region.node.no).collect()
     }
 
@@ -106,7 +111,11 @@ impl Replica {
 
 fn region_status(node: &Arc<Node>) -> Option<RegionStatus> {
     let region = node.region.lock().clone()?;
-    let path = node.path_or_unnamed().as_os().to_string_lossy().into_owned();
+    let path = node
+        .path_or_unnamed()
+        .as_os()
+        .to_string_lossy()
+        .into_owned();
     Some(region.look(|inner| RegionStatus {
         path,
         size: inner.core.size(),
@@ -121,7 +130,10 @@ impl Shared {
     /// All regions there are.
     fn regions(&self) -> Vec<Arc<Region>> {
         let nodes: Vec<_> = self.regions.lock().values().cloned().collect();
-        nodes.iter().filter_map(|node| node.region.lock().clone()).collect()
+        nodes
+            .iter()
+            .filter_map(|node| node.region.lock().clone())
+            .collect()
     }
 }
 
@@ -133,7 +145,9 @@ pub(super) async fn push_at_intervals(shared: Weak<Shared>, interval: Duration) 
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(shared) = shared.upgrade() else { return };
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
         for region in shared.regions() {
             if region.look(|inner| inner.writers > 0)
                 && let Some(kernel) = shared.kernel.get()

@@ -36,7 +36,9 @@ impl From<Errno> for Broken {
 
 /// Makes a pull.
 pub(super) async fn pull(region: Arc<Region>, pull: Pull) {
-    let Some(shared) = region.shared.upgrade() else { return };
+    let Some(shared) = region.shared.upgrade() else {
+        return;
+    };
     let outcome = match shared.link.session().await {
         Ok(session) => match pull_over(&shared, &region, &session, pull).await {
             Ok(()) => Ok(()),
@@ -57,7 +59,10 @@ pub(super) async fn pull(region: Arc<Region>, pull: Pull) {
 }
 
 fn is_current(shared: &Shared, session: &Session) -> bool {
-    shared.link.session_now().is_some_and(|now| now.generation == session.generation)
+    shared
+        .link
+        .session_now()
+        .is_some_and(|now| now.generation == session.generation)
 }
 
 async fn pull_over(
@@ -83,7 +88,14 @@ async fn pull_over(
     };
     region.update(|inner| inner.adopt_size(at, size))?;
     let end = pull.range.end.min(size.max(pull.range.start));
-    let mut landing = Landing { region, pull, at, next: pull.range.start, pieces: Vec::new(), held: 0 };
+    let mut landing = Landing {
+        region,
+        pull,
+        at,
+        next: pull.range.start,
+        pieces: Vec::new(),
+        held: 0,
+    };
     while landing.next + landing.held < end {
         let left = end - landing.next - landing.held;
         match stream::receive_frame(&mut receive, left).await? {
@@ -91,7 +103,9 @@ async fn pull_over(
             Frame::Zero(len) => landing.zeroes(u64::from(len), end)?,
         }
     }
-    shared.pulled_bytes.fetch_add(end - pull.range.start, Ordering::Relaxed);
+    shared
+        .pulled_bytes
+        .fetch_add(end - pull.range.start, Ordering::Relaxed);
     let zero_until = zero_until.min(size);
     if zero_until > end && end == pull.range.end {
         let mut wanted = Vec::new();
@@ -139,7 +153,11 @@ impl Landing<'_> {
             self.data(vec![Bytes::from_static(&ZERO_PAGE[..head as usize])], end)?;
         }
         let from = from + head;
-        let whole = if until == end { until } else { until - until % PAGE_BYTES };
+        let whole = if until == end {
+            until
+        } else {
+            until - until % PAGE_BYTES
+        };
         if from < whole {
             let mut wanted = Vec::new();
             let range = ByteRange::new(from, whole);
@@ -159,7 +177,11 @@ impl Landing<'_> {
 
     fn land_whole_pages(&mut self, end: u64) -> Result<()> {
         let until = self.next + self.held;
-        let whole = if until == end { until } else { until - until % PAGE_BYTES };
+        let whole = if until == end {
+            until
+        } else {
+            until - until % PAGE_BYTES
+        };
         if whole <= self.next {
             return Ok(());
         }
@@ -167,7 +189,8 @@ impl Landing<'_> {
         let (pull, at) = (self.pull.id, self.at);
         let mut wanted = Vec::new();
         let pieces = &self.pieces;
-        self.region.update(|inner| inner.land(pull, at, range, pieces, &mut wanted))?;
+        self.region
+            .update(|inner| inner.land(pull, at, range, pieces, &mut wanted))?;
         self.held = until - whole;
         self.next = whole;
         self.keep_last(self.held as usize);
@@ -179,7 +202,9 @@ impl Landing<'_> {
         let mut left = len;
         let mut kept = Vec::new();
         while left > 0 {
-            let Some(piece) = self.pieces.pop() else { break };
+            let Some(piece) = self.pieces.pop() else {
+                break;
+            };
             let from = piece.len().saturating_sub(left);
             left -= piece.len() - from;
             kept.push(piece.slice(from..));
@@ -191,7 +216,9 @@ impl Landing<'_> {
 
 /// Makes a push.
 pub(super) async fn push(region: Arc<Region>, push: Push) {
-    let Some(shared) = region.shared.upgrade() else { return };
+    let Some(shared) = region.shared.upgrade() else {
+        return;
+    };
     let _waiting = link::Waiting::new(&shared.link.waiting);
     let outcome = match push_until_answered(&shared, &region, &push).await {
         Ok((at, attr)) => {
@@ -217,30 +244,32 @@ async fn push_until_answered(
     push: &Push,
 ) -> Result<(Tick, Attr)> {
     let link = &shared.link;
-    link.with_number(async |sequence| {
-        let mut session = link.session().await?;
-        loop {
-            let handle = match remote(shared, region, &session, Access::Write).await {
-                Ok(handle) => handle,
-                Err(Broken::Errno(errno)) => return Err(errno),
-                Err(Broken::Stream(error)) => {
-                    session = link.recover(&session, error).await?;
-                    continue;
-                }
-            };
-            let epoch = region.look(|inner| inner.core.epoch());
-            let extents = push.extents.iter().map(|&range| range.into()).collect();
-            let request = ChangeRequest::Push { handle, epoch, extents };
-            let request = Request::Change(sequence(), request);
-            match push_over(shared, region, &session, push, &request).await {
-                Ok((at, Answer::Attr(attr))) => return Ok((at, attr)),
-                Ok(_) => return Err(Errno::PROTO),
-                Err(Broken::Errno(errno)) => return Err(errno),
-                Err(Broken::Stream(error)) => session = link.recover(&session, error).await?,
+    let number = link.number_change();
+    let mut session = link.session().await?;
+    loop {
+        let handle = match remote(shared, region, &session, Access::Write).await {
+            Ok(handle) => handle,
+            Err(Broken::Errno(errno)) => return Err(errno),
+            Err(Broken::Stream(error)) => {
+                session = link.recover(&session, error).await?;
+                continue;
             }
+        };
+        let epoch = region.look(|inner| inner.core.epoch());
+        let extents = push.extents.iter().map(|&range| range.into()).collect();
+        let request = ChangeRequest::Push {
+            handle,
+            epoch,
+            extents,
+        };
+        let request = Request::Change(number.sequence(), request);
+        match push_over(shared, region, &session, push, &request).await {
+            Ok((at, Answer::Attr(attr))) => return Ok((at, attr)),
+            Ok(_) => return Err(Errno::PROTO),
+            Err(Broken::Errno(errno)) => return Err(errno),
+            Err(Broken::Stream(error)) => session = link.recover(&session, error).await?,
         }
-    })
-    .await
+    }
 }
 
 async fn push_over(
@@ -251,14 +280,11 @@ async fn push_over(
     request: &Request,
 ) -> std::result::Result<(Tick, Answer), Broken> {
     let (mut send, mut receive) = link::open(session).await?;
-    let sent = send_push(shared, region, &mut send, push, request).await;
-    if let Err(Broken::Stream(StreamError::Link(_))) = &sent {
-        // Refused before all of it was sent: the reply tells why.
-        if let Ok(reply) = link::receive_reply(&mut receive).await {
-            return Ok(link::answer_of(reply)?);
-        }
+    match send_push(shared, region, &mut send, push, request).await {
+        // Answered before all of it was sent: the reply tells why.
+        Ok(()) | Err(Broken::Stream(StreamError::Stopped)) => {}
+        Err(broken) => return Err(broken),
     }
-    sent?;
     Ok(link::answer_of(link::receive_reply(&mut receive).await?)?)
 }
 
@@ -301,13 +327,20 @@ pub(super) async fn remote(
     {
         return Ok(remote.handle);
     }
-    let request = ReadRequest::Open { node: region.node.to_wire()?, access };
+    let request = ReadRequest::Open {
+        node: region.node.to_wire()?,
+        access,
+    };
     let reply = link::exchange(session, &Request::Read(request)).await?;
     let (_, answer) = link::answer_of(reply)?;
     let Answer::Opened { handle, .. } = answer else {
         return Err(StreamError::Protocol("no handle in the answer to open".into()).into());
     };
-    if let Some(old) = remote.replace(Remote { handle, access, generation: session.generation }) {
+    if let Some(old) = remote.replace(Remote {
+        handle,
+        access,
+        generation: session.generation,
+    }) {
         shared.close_remote(old);
     }
     Ok(handle)
