@@ -1,10 +1,12 @@
 //! All `unsafe` of the crate: memory mappings and system calls that have no safe wrapper. Knows
 //! nothing of regions.
 
+mod daemon;
 mod fork;
 mod mapped_file;
 mod write_back;
 
+pub use daemon::{Starting, detach};
 pub use fork::{Forked, close_standard_streams, fork, ignore_end_signals};
 pub use mapped_file::MappedFile;
 pub use write_back::write_back;

@@ -1,14 +1,33 @@
 //! Starting the far side with the user's own `ssh`.
 //!
 //! ```text
-//! memfs mount host:dir mnt                       ssh host memfs serve --once -- dir
+//! memfs mount host:dir mnt                       ssh host 'memfs' serve --once -- 'dir'
 //!   ── MEMFS 1 <public key>\n ────────────────▶   lets this key in and no other
-//!   ◀──── memfs: serving DIR on IP:PORT key … ─   made a fresh identity, listens
-//!   ◀──── its public key \n ───────────────────   leaves the session: ssh ends
+//!   ◀─ memfs: serving DIR on IP:PORT key … \n ─   made a fresh identity, listens
+//!   ◀─ memfs: started 1 PORT <public key> [IP] ─  leaves the session: ssh ends
 //!   ════════════════ QUIC to host:PORT ════════▶
 //! ```
+//!
+//! `IP` is the address ssh came to, as `SSH_CONNECTION` tells the far side. Whatever a login shell
+//! prints besides is skipped; what the far side has to complain about goes to stderr, which is ours.
 
 use super::{Identity, PublicKey};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// What the two sides say to each other.
+const PROTOCOL: &str = "1";
+/// The longest line either side takes.
+const LINE_BYTES_MAX: u64 = 8192;
+/// The most a login shell may print before it gets to the command.
+const NOISE_BYTES_MAX: u64 = 1 << 20;
+/// So long ssh may take to end once the far side is up.
+const ENDING_SECONDS_MAX: i64 = 10;
+/// Nothing but the command's own input and output, whatever the user's ssh_config says.
+const SSH_OPTIONS: [&str; 4] = ["-T", "-x", "-a", "-oClearAllForwardings=yes"];
 
 /// How to reach the far side.
 #[derive(Clone, Debug)]
@@ -17,7 +36,7 @@ pub struct SshTarget {
     pub destination: String,
     /// The directory there; empty means the home directory.
     pub directory: String,
-    /// `--ssh`: the command and its options, split as a shell would.
+    /// `--ssh`: the command and its options, split as a shell would: see [`split_command`].
     pub ssh: Vec<String>,
     /// `--server`: the memfs program there.
     pub server: String,
@@ -42,6 +61,286 @@ pub struct Started {
 ///
 /// # Errors
 /// One line for the user: what ssh or the far side said, and what to do (install memfs there, `--server`).
-pub fn start(_target: &SshTarget) -> Result<Started, String> {
-    unimplemented!()
+pub fn start(target: &SshTarget) -> Result<Started, String> {
+    let destination = &target.destination;
+    if destination.is_empty() || destination.starts_with('-') {
+        return Err(format!("'{destination}' is not a host for ssh"));
+    }
+    let mut child = ssh(target)?
+        .args(SSH_OPTIONS)
+        .arg(destination)
+        .arg(remote_command(target))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{}: {error}", target.ssh[0]))?;
+    let identity = Identity::generate();
+    if let Some(mut input) = child.stdin.take() {
+        // Where ssh has ended already, its exit status tells more than this error.
+        let _ = writeln!(input, "MEMFS {PROTOCOL} {}", identity.public());
+    }
+    let reply = match child.stdout.take() {
+        Some(output) => read_reply(output),
+        None => Ok(None),
+    };
+    let status = end(&mut child).map_err(|error| format!("{}: {error}", target.ssh[0]))?;
+    let Some(reply) = reply.map_err(|error| format!("{destination}: {error}"))? else {
+        return Err(explain(target, status));
+    };
+    let mut hosts = vec![resolved_host(target)];
+    if let Some(address) = reply.address.map(|address| address.to_string())
+        && !hosts.contains(&address)
+    {
+        hosts.push(address);
+    }
+    Ok(Started {
+        hosts,
+        port: reply.port,
+        server: reply.server,
+        identity,
+    })
+}
+
+/// The user's ssh with the user's options.
+fn ssh(target: &SshTarget) -> Result<Command, String> {
+    let (program, options) = target.ssh.split_first().ok_or("the ssh command is empty")?;
+    let mut command = Command::new(program);
+    command.args(options);
+    Ok(command)
+}
+
+/// What the login shell over there is to run.
+fn remote_command(target: &SshTarget) -> String {
+    let read_only = if target.read_only { " --read-only" } else { "" };
+    let directory = match target.directory.as_str() {
+        "" => ".",
+        directory => directory,
+    };
+    format!(
+        "{} serve --once{read_only} -- {}",
+        quote_path(&target.server),
+        quote_path(directory)
+    )
+}
+
+/// One word for any common shell; a `~` in front still means the home directory.
+fn quote_path(path: &str) -> String {
+    let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    match path.strip_prefix('~') {
+        Some("") => "~".into(),
+        Some(rest) if rest.starts_with('/') => format!("~/{}", quote(&rest[1..])),
+        _ => quote(path),
+    }
+}
+
+/// What the far side tells about itself.
+struct Reply {
+    port: u16,
+    server: PublicKey,
+    address: Option<IpAddr>,
+}
+
+/// Finds the reply among what else a login prints; `None` where it ends without one.
+fn read_reply(output: impl Read) -> Result<Option<Reply>, String> {
+    let mut output = BufReader::new(output.take(NOISE_BYTES_MAX));
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut output)
+            .take(LINE_BYTES_MAX)
+            .read_until(b'\n', &mut line)
+            .map_err(|error| error.to_string())?;
+        if read == 0 {
+            return match output.get_ref().limit() {
+                0 => Err("the login prints without end and memfs does not start".into()),
+                _ => Ok(None),
+            };
+        }
+        let line = String::from_utf8_lossy(&line);
+        if let Some(reply) = line.strip_prefix("memfs: started ") {
+            return parse_reply(reply).map(Some);
+        }
+        tracing::debug!("ssh: {}", line.trim_end());
+    }
+}
+
+fn parse_reply(reply: &str) -> Result<Reply, String> {
+    let words: Vec<&str> = reply.split_ascii_whitespace().collect();
+    let bad = || {
+        format!(
+            "not an answer of memfs: '{}'",
+            reply.trim_end().escape_debug()
+        )
+    };
+    match words[..] {
+        [PROTOCOL, port, kind, base64, ref rest @ ..] => Ok(Reply {
+            port: port.parse().map_err(|_| bad())?,
+            server: format!("{kind} {base64}").parse().map_err(|_| bad())?,
+            address: rest.first().and_then(|address| address.parse().ok()),
+        }),
+        [other, ..] => Err(format!(
+            "memfs there starts with protocol {}, this one with {PROTOCOL}: \
+             install the same version on both sides",
+            other.escape_debug()
+        )),
+        [] => Err(bad()),
+    }
+}
+
+/// Waits for ssh to end, which it does when the far side has left; ends it if it does not.
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
+    let ended = match child.try_wait()? {
+        Some(_) => true,
+        None => {
+            let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+            let limit = Timespec {
+                tv_sec: ENDING_SECONDS_MAX,
+                tv_nsec: 0,
+            };
+            let mut wait_for = [PollFd::new(&process, PollFlags::IN)];
+            // An interruption ends the wait early, which does no harm.
+            poll(&mut wait_for, Some(&limit)).is_ok_and(|ready| ready > 0)
+        }
+    };
+    if !ended {
+        tracing::debug!("ssh does not end by itself");
+        child.kill()?;
+    }
+    child.wait()
+}
+
+/// Why nothing was started, as far as ssh's exit status tells. What ssh, the shell or memfs over there had
+/// to say stands on stderr already.
+fn explain(target: &SshTarget, status: ExitStatus) -> String {
+    let (host, server) = (&target.destination, &target.server);
+    match status.code() {
+        Some(127) => {
+            format!("{server} was not found on {host}; install it there or give --server PATH")
+        }
+        Some(126) => format!("{server} cannot be run on {host}; give --server PATH"),
+        Some(255) => format!("{host}: ssh failed, see above"),
+        Some(0) => format!("{host}: '{server} serve' did not start, and ended without a word"),
+        Some(code) => format!("{host}: '{server} serve' failed with status {code}, see above"),
+        None => format!("{host}: ssh was ended: {status}"),
+    }
+}
+
+/// The host name that ssh connects to for this destination, by the user's configuration.
+fn resolved_host(target: &SshTarget) -> String {
+    let configured = || {
+        let output = ssh(target)
+            .ok()?
+            .args(["-G", &target.destination])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        let host = text
+            .lines()
+            .find_map(|line| line.strip_prefix("hostname "))?;
+        Some(host.trim().to_string())
+    };
+    let given = target.destination.rsplit('@').next().unwrap_or_default();
+    configured().unwrap_or_else(|| given.to_string())
+}
+
+/// Splits a command as a shell would: at spaces, except within quotes or after a backslash.
+///
+/// # Errors
+/// One line that names the command: a quote does not end, or there is nothing.
+pub fn split_command(command: &str) -> Result<Vec<String>, String> {
+    let wrong = |what| format!("'{command}' is not a command: {what}");
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = command.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' | '\n' => words.extend(word.take()),
+            '\\' => {
+                let escaped = chars
+                    .next()
+                    .ok_or_else(|| wrong("it ends in a backslash"))?;
+                word.get_or_insert_default().push(escaped);
+            }
+            '\'' | '"' => {
+                let quoted = word.get_or_insert_default();
+                loop {
+                    match chars.next().ok_or_else(|| wrong("a quote does not end"))? {
+                        end if end == c => break,
+                        '\\' if c == '"' => match chars.next() {
+                            Some(escaped @ ('"' | '\\' | '$' | '`')) => quoted.push(escaped),
+                            other => {
+                                quoted.push('\\');
+                                quoted.extend(other);
+                            }
+                        },
+                        other => quoted.push(other),
+                    }
+                }
+            }
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    if words.is_empty() {
+        return Err(wrong("there is nothing in it"));
+    }
+    Ok(words)
+}
+
+/// On the far side: reads whom to let in from standard input.
+///
+/// # Errors
+/// One line for the user.
+pub fn read_request(input: impl Read) -> Result<PublicKey, String> {
+    let mut line = String::new();
+    BufReader::new(input.take(LINE_BYTES_MAX))
+        .read_line(&mut line)
+        .map_err(|error| format!("standard input: {error}"))?;
+    let mut words = line.split_ascii_whitespace();
+    match (words.next(), words.next()) {
+        (Some("MEMFS"), Some(PROTOCOL)) => {}
+        (Some("MEMFS"), Some(other)) => {
+            return Err(format!(
+                "the mounting side starts with protocol {}, this one with {PROTOCOL}: \
+                 install the same version on both sides",
+                other.escape_debug()
+            ));
+        }
+        _ => {
+            return Err(
+                "standard input is neither a terminal nor a mount over ssh: \
+                 'memfs serve --once' is started by 'memfs mount HOST:DIR'"
+                    .into(),
+            );
+        }
+    }
+    let key = words.collect::<Vec<_>>().join(" ");
+    key.parse()
+        .map_err(|error| format!("standard input: {error}"))
+}
+
+/// On the far side: tells the near side where and as whom this process serves.
+///
+/// # Errors
+/// Where standard output is closed.
+pub fn write_started(
+    mut output: impl Write,
+    address: SocketAddr,
+    key: &PublicKey,
+) -> io::Result<()> {
+    // "client-ip client-port server-ip server-port"
+    let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let reached = connection
+        .split_ascii_whitespace()
+        .nth(2)
+        .and_then(|ip| ip.parse::<IpAddr>().ok())
+        .map(|ip| ip.to_canonical().to_string())
+        .unwrap_or_default();
+    let line = format!(
+        "memfs: started {PROTOCOL} {} {key} {reached}",
+        address.port()
+    );
+    writeln!(output, "{}", line.trim_end())?;
+    output.flush()
 }

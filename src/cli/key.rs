@@ -1,0 +1,96 @@
+//! `memfs key`: show this user's public key, let another one in.
+
+use crate::transport::{Authorized, Identity, KeyError, PublicKey};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Show this user's public key, or let another user's key in
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Print the public key, and its fingerprint to stderr; make a key if there is none
+    Show {
+        /// Use this private key
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+        /// Print an object with both instead
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a key mount what this user serves
+    Authorize {
+        /// A public key as 'memfs key' prints it: memfs-ed25519 BASE64, and a comment if you like
+        #[arg(required = true, num_args = 1.., value_name = "KEY")]
+        key: Vec<String>,
+        /// Add it to this file instead of ~/.config/memfs/authorized_keys
+        #[arg(long, value_name = "FILE")]
+        authorized: Option<PathBuf>,
+    },
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> ExitCode {
+    let show = Command::Show {
+        identity: None,
+        json: false,
+    };
+    let outcome = match args.command.unwrap_or(show) {
+        Command::Show { identity, json } => run_show(identity, json),
+        Command::Authorize { key, authorized } => run_authorize(&key.join(" "), authorized),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memfs: {error}");
+            // What was typed is wrong, or something here is.
+            ExitCode::from(if matches!(error, KeyError::Public(_)) {
+                2
+            } else {
+                1
+            })
+        }
+    }
+}
+
+fn run_show(identity: Option<PathBuf>, json: bool) -> Result<(), KeyError> {
+    let key = match identity {
+        Some(path) => Identity::load_or_create(&path)?,
+        None => Identity::load_default()?,
+    }
+    .public();
+    if json {
+        let (key, fingerprint) = (key.to_string(), key.fingerprint());
+        println!(
+            "{}",
+            serde_json::json!({ "key": key, "fingerprint": fingerprint })
+        );
+    } else {
+        println!("{key}");
+        eprintln!("{}", key.fingerprint());
+    }
+    Ok(())
+}
+
+fn run_authorize(typed: &str, authorized: Option<PathBuf>) -> Result<(), KeyError> {
+    // The comment begins after the second word.
+    let mut words = typed.split_ascii_whitespace();
+    let two: Vec<&str> = words.by_ref().take(2).collect();
+    let key: PublicKey = two.join(" ").parse()?;
+    let comment = words.collect::<Vec<_>>().join(" ");
+    let path = match authorized {
+        Some(path) => path,
+        None => Authorized::default_path()?,
+    };
+    let added = Authorized::authorize(&path, &key, &comment)?;
+    let (path, fingerprint) = (path.display(), key.fingerprint());
+    match added {
+        true => eprintln!("memfs: {fingerprint} is now let in ({path})"),
+        false => eprintln!("memfs: {fingerprint} was let in already ({path})"),
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! `memfs serve`: let others mount a store.
+
+use crate::node::authority::{self, AuthorityOptions};
+use crate::store::Store;
+use crate::store::directory::Directory;
+use crate::sys::{Starting, detach};
+use crate::transport::{Authorized, Identity, Listener, PORT_DEFAULT, ssh};
+use std::io::IsTerminal as _;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A one-shot server ends when nobody has come for so long.
+const ONCE_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Let others mount a store
+///
+/// When ready it prints one line: memfs: serving STORE on IP:PORT key SHA256:…
+/// This user's own key is always let in, others with 'memfs key authorize'.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where to listen (UDP); without it port 4433 on all addresses
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Refuse changes
+    #[arg(long)]
+    read_only: bool,
+    /// Let in the keys in this file instead of those in ~/.config/memfs/authorized_keys
+    #[arg(long, value_name = "FILE")]
+    authorized: Option<PathBuf>,
+    /// Show this key instead of this user's own; made if there is none
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Serve one mount and end; how 'memfs mount HOST:DIR' starts this side
+    #[arg(long)]
+    once: bool,
+    /// What to serve: a directory, or mem://?size=SIZE
+    #[arg(value_name = "STORE")]
+    store: String,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> ExitCode {
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: Args) -> Result<(), String> {
+    let line = |error: &dyn std::fmt::Display| error.to_string();
+    // Started over ssh, both keys are for this one mount.
+    let (starting, identity, authorized) = if args.once && !std::io::stdin().is_terminal() {
+        let client = ssh::read_request(std::io::stdin())?;
+        let starting = detach().map_err(|e| line(&e))?;
+        let only = Authorized::Keys(vec![client]);
+        (Some(starting), Identity::generate(), only)
+    } else {
+        let identity = match &args.identity {
+            Some(path) => Identity::load_or_create(path),
+            None => Identity::load_default(),
+        };
+        let identity = identity.map_err(|e| line(&e))?;
+        let path = match args.authorized.clone() {
+            Some(path) => path,
+            None => Authorized::default_path().map_err(|e| line(&e))?,
+        };
+        let own = identity.public();
+        (None, identity, Authorized::File { own, path })
+    };
+    let store = open_store(&args.store)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| line(&e))?;
+    runtime.block_on(async {
+        let listener = Arc::new(listen(&args, &identity, authorized)?);
+        let asked_to_end = asked_to_end().map_err(|e| line(&e))?;
+        announce(&listener, &identity, store.as_ref(), starting)?;
+        let options = AuthorityOptions {
+            read_only: args.read_only,
+            once: args.once.then_some(ONCE_IDLE_MAX),
+            ..AuthorityOptions::default()
+        };
+        let serving = authority::serve(listener.clone(), store, options);
+        tokio::pin!(serving);
+        tokio::select! {
+            () = &mut serving => {}
+            () = asked_to_end => {
+                listener.close();
+                serving.await;
+            }
+        }
+        listener.close();
+        listener.wait_closed().await;
+        Ok(())
+    })
+}
+
+/// The store of this name.
+///
+/// # Errors
+/// One line that names it and what is allowed.
+pub fn open_store(name: &str) -> Result<Arc<dyn Store>, String> {
+    match name.split_once("://") {
+        None => match Directory::open(name.as_ref()) {
+            Ok(directory) => Ok(Arc::new(directory)),
+            Err(error) => Err(error.to_string()),
+        },
+        Some((kind, _)) => Err(format!(
+            "'{name}' is not a store: there is no {kind}://, give a directory"
+        )),
+    }
+}
+
+/// Listens where the arguments say.
+fn listen(args: &Args, identity: &Identity, authorized: Authorized) -> Result<Listener, String> {
+    let port = if args.once { 0 } else { PORT_DEFAULT };
+    let listen = |address| Listener::new(address, identity, authorized.clone());
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let (address, listener) = match args.listen {
+        Some(address) => (address, listen(address)),
+        None => match listen(any) {
+            // Without IPv6.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+                (any, listen(any))
+            }
+            listener => (any, listener),
+        },
+    };
+    listener.map_err(|error| format!("cannot listen on {address} (UDP): {error}"))
+}
+
+/// Says that everything is up, and to whoever started it over ssh how to come here.
+fn announce(
+    listener: &Listener,
+    identity: &Identity,
+    store: &dyn Store,
+    starting: Option<Starting>,
+) -> Result<(), String> {
+    let key = identity.public();
+    let address = listener.address().map_err(|error| error.to_string())?;
+    let (name, fingerprint) = (store.describe(), key.fingerprint());
+    println!(
+        "memfs: serving {} on {address} key {fingerprint}",
+        name.escape_debug()
+    );
+    if let Some(starting) = starting {
+        ssh::write_started(std::io::stdout(), address, &key)
+            .and_then(|()| starting.done())
+            .map_err(|error| format!("standard output: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Ends when SIGTERM or SIGINT comes; they are caught from now on.
+fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
