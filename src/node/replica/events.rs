@@ -13,6 +13,9 @@ use crate::wire::{
 use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
 
+/// Regions opened anew at once.
+const REOPEN_MAX: usize = 64;
+
 /// Takes in what a link reports, in order, until it or the replica is gone.
 pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
@@ -93,13 +96,20 @@ impl Shared {
         {
             root.adopt(&session.welcome.root, root_at);
         }
+        let mut reopening = tokio::task::JoinSet::new();
         for node in nodes {
-            let region = node.region.lock().clone();
-            match region {
-                Some(region) => self.reattach_region(session, &node, &region).await,
-                None => self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX))),
+            self.queue(Job::DropAttributes(node.no));
+            let Some(region) = node.region.lock().clone() else {
+                continue;
+            };
+            let shared = self.clone();
+            let session = session.clone();
+            reopening.spawn(async move { shared.reattach_region(&session, &node, &region).await });
+            if reopening.len() >= REOPEN_MAX {
+                reopening.join_next().await;
             }
         }
+        while reopening.join_next().await.is_some() {}
     }
 
     async fn reattach_region(
@@ -109,22 +119,24 @@ impl Shared {
         region: &Arc<Region>,
     ) {
         *region.remote.lock().await = None;
-        let found = self.reopen(session, node, region).await;
+        let (open, epoch, size) =
+            region.look(|inner| (inner.is_open(), inner.core.epoch(), inner.core.base_size()));
+        let found = if open {
+            self.reopen(session, node, region).await
+        } else {
+            // Compared when it is opened next; until then nobody reads it.
+            Some((Tick(0), epoch, size, true))
+        };
+        // It is gone, or cannot be opened: what is dirty is kept, and pushing it will say why.
+        let (at, epoch, size, same) = found.unwrap_or((Tick(0), epoch, size, false));
         let mut dropped: Vec<PageRange> = Vec::new();
         region.update(|inner| {
-            let (at, epoch, size, same) = match found {
-                Some((at, epoch, size, same)) => (at, epoch, size, same),
-                // It is gone, or cannot be opened: what is dirty is kept, and pushing it will say why.
-                None => (Tick(0), inner.core.epoch(), inner.core.size(), false),
-            };
             inner
                 .core
-                .handle_reattached(at, epoch, size, same, &mut dropped);
+                .handle_reattached(at, epoch, size, same, &mut dropped)
         });
-        let whole = ByteRange::new(0, u64::MAX);
-        match found {
-            Some((.., true)) => self.queue(Job::DropAttributes(node.no)),
-            _ => self.queue(Job::DropPages(node.no, whole)),
+        if !same {
+            self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX)));
         }
     }
 

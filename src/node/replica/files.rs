@@ -47,21 +47,8 @@ impl Replica {
         }
         self.bounded(async {
             let access = if write { Access::Write } else { Access::Read };
-            if let Some(handle) = self.shared.remote_handle_for(&node, access).await {
-                let request = ReadRequest::GetAttr {
-                    node: node.to_wire_open(),
-                    handle: Some(handle),
-                };
-                match self.shared.link.read(request).await {
-                    Ok((at, Answer::Attr(attr))) => {
-                        let good = self.shared.adopt(&node, &attr, at);
-                        let region = node.region.lock().clone().ok_or(Errno::STALE)?;
-                        return Ok((self.open_region(&node, region, write).await, good));
-                    }
-                    Err(Errno::BADF) => {}
-                    Err(errno) => return Err(errno),
-                    Ok(_) => return Err(Errno::PROTO),
-                }
+            if let Some(opened) = self.open_further(&node, access).await? {
+                return Ok(opened);
             }
             let request = ReadRequest::Open {
                 node: node.to_wire()?,
@@ -84,6 +71,40 @@ impl Replica {
             }
         })
         .await
+    }
+
+    /// Opens a file that is open on this mount already: its handle at the authority serves once more. `None`
+    /// where it is not, or that handle is not good for this.
+    async fn open_further(
+        &self,
+        node: &Arc<Node>,
+        access: Access,
+    ) -> Result<Option<(HandleNo, bool)>> {
+        let Some(remote) = self.shared.remote_handle_for(node, access).await else {
+            return Ok(None);
+        };
+        let Some(region) = node.region.lock().clone() else {
+            return Ok(None);
+        };
+        // Counted before asking, so that the handle is not closed meanwhile.
+        let handle = self
+            .open_region(node, region, access == Access::Write)
+            .await;
+        let request = ReadRequest::GetAttr {
+            node: node.to_wire_open(),
+            handle: Some(remote),
+        };
+        match self.shared.link.read(request).await {
+            Ok((at, Answer::Attr(attr))) => Ok(Some((handle, self.shared.adopt(node, &attr, at)))),
+            outcome => {
+                self.close(handle);
+                match outcome {
+                    Ok(_) => Err(Errno::PROTO),
+                    Err(Errno::BADF) => Ok(None),
+                    Err(errno) => Err(errno),
+                }
+            }
+        }
     }
 
     /// Opens a file that is open already, for reading, without asking: for the mount's own process.

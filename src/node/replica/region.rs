@@ -423,6 +423,11 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether the authority's handle of it is needed: a program has it open, or something is dirty.
+    pub fn is_open(&self) -> bool {
+        self.opens > 0 || self.core.dirty_pages() > 0
+    }
+
     /// Whether stores are on their way, or still to go.
     pub fn is_pushing(&self) -> bool {
         self.pushes > 0 || self.core.dirty_pages() > 0
