@@ -3,6 +3,7 @@
 use crate::node::authority::{self, AuthorityOptions};
 use crate::store::Store;
 use crate::store::directory::Directory;
+use crate::store::memory::Memory;
 use crate::sys::{Starting, detach};
 use crate::transport::{Authorized, Identity, Listener, PORT_DEFAULT, ssh};
 use std::io::IsTerminal as _;
@@ -109,8 +110,9 @@ pub fn open_store(name: &str) -> Result<Arc<dyn Store>, String> {
             Ok(directory) => Ok(Arc::new(directory)),
             Err(error) => Err(error.to_string()),
         },
+        Some(("mem", _)) => Ok(Arc::new(Memory::from_url(name)?)),
         Some((kind, _)) => Err(format!(
-            "'{name}' is not a store: there is no {kind}://, give a directory"
+            "'{name}' is not a store: there is no {kind}://, give a directory or mem://?size=SIZE"
         )),
     }
 }

@@ -1,7 +1,13 @@
-//! What the conformance suite cannot ask of every store: the size, subtrees that keep to themselves,
+//! The conformance suite, and what it cannot ask of every store: the size, subtrees that keep to themselves,
 //! nodes found by identity wherever they went.
 
 use super::*;
+use crate::store::conformance::{self, Fixture};
+
+fn fixture() -> Fixture {
+    Fixture::new(Memory::new(64 << 20))
+}
+conformance::suite!(fixture);
 
 const BY: Caller = Caller { uid: 7, gid: 8 };
 
