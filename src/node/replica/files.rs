@@ -2,10 +2,9 @@
 
 use super::nodes::Node;
 use super::region::{Region, Remote};
-use super::{HandleNo, NodeNo, Replica, Shared};
-use crate::region::{Epoch, ReplicaConfig, Tick};
+use super::{HandleNo, NodeNo, Replica};
+use crate::region::{Epoch, Tick};
 use crate::store::{Errno, Result};
-use crate::sys::MappedFile;
 use crate::units::ByteRange;
 use crate::wire::{
     Access, Allocate, Answer, Attr, ChangeRequest, HandleId, Kind, ReadRequest, TRANSFER_BYTES_MAX,
@@ -21,14 +20,6 @@ pub(super) struct OpenFile {
     write: bool,
 }
 
-/// Bytes of background pulls of one region under way at once.
-const BACKGROUND_BYTES: u64 = 16 << 20;
-/// Bytes of one background pull.
-const PULL_BYTES: u64 = 1 << 20;
-/// How far a demand pull is widened ahead of a sequential reader.
-const READ_AHEAD_BYTES: u64 = 2 << 20;
-/// Closed regions whose copies are kept, at most.
-const CLOSED_MAX: usize = 1024;
 /// Chunks that [`Replica::pull`] asks for at once.
 const PULL_AHEAD: usize = 8;
 
@@ -467,137 +458,5 @@ impl Replica {
             kernel.write_back(node.no, path).await;
         }
         self.bounded(self.shared.flush_node(&node)).await
-    }
-}
-
-impl Shared {
-    /// The region of a file, made if there is none.
-    fn region_of(
-        self: &Arc<Self>,
-        node: &Arc<Node>,
-        attr: &Attr,
-        epoch: Epoch,
-        at: Tick,
-    ) -> Result<Arc<Region>> {
-        let mut slot = node.region.lock();
-        if let Some(region) = &*slot {
-            return Ok(region.clone());
-        }
-        let copy = match &self.options.cache {
-            Some(directory) => MappedFile::in_directory(directory),
-            None => MappedFile::in_memory(),
-        };
-        let copy = copy.map_err(super::region::io_errno)?;
-        let config = ReplicaConfig {
-            background: self.options.background,
-            background_bytes_max: BACKGROUND_BYTES,
-            pull_bytes_max: PULL_BYTES,
-            read_ahead_bytes_max: READ_AHEAD_BYTES,
-        };
-        let core = crate::region::Replica::new(attr.size, at, epoch, config);
-        let region = Arc::new(Region::new(node.clone(), self, core, copy));
-        *slot = Some(region.clone());
-        drop(slot);
-        self.regions.lock().insert(node.no, node.clone());
-        Ok(region)
-    }
-
-    /// The authority's handle of a node's region, if there is one of this session.
-    pub(super) async fn remote_handle(&self, node: &Arc<Node>) -> Option<HandleId> {
-        self.remote_handle_for(node, Access::Read).await
-    }
-
-    async fn remote_handle_for(&self, node: &Arc<Node>, access: Access) -> Option<HandleId> {
-        let region = node.region.lock().clone()?;
-        let session = self.link.session().await.ok()?;
-        let remote = *region.remote.lock().await;
-        let current =
-            |remote: &Remote| remote.generation == session.generation && remote.access >= access;
-        remote.filter(current).map(|remote| remote.handle)
-    }
-
-    /// The authority's handle of a region, opened if need be.
-    async fn handle_of(self: &Arc<Self>, region: &Arc<Region>, access: Access) -> Result<HandleId> {
-        let mut session = self.link.session().await?;
-        loop {
-            match super::transfer::remote(self, region, &session, access).await {
-                Ok(handle) => return Ok(handle),
-                Err(super::transfer::Broken::Errno(errno)) => return Err(errno),
-                Err(super::transfer::Broken::Stream(error)) => {
-                    session = self.link.recover(&session, error).await?;
-                }
-            }
-        }
-    }
-
-    /// Closes a handle at the authority; nobody waits.
-    pub(super) fn close_remote(self: &Arc<Self>, remote: Remote) {
-        let shared = self.clone();
-        self.runtime.spawn(async move {
-            if let Some(session) = shared.link.session_now()
-                && session.generation == remote.generation
-            {
-                // Lost with its connection: the authority closes what its session leaves behind.
-                let request = ReadRequest::Close {
-                    handle: remote.handle,
-                };
-                let _ = super::link::exchange(&session, &crate::wire::Request::Read(request)).await;
-            }
-        });
-    }
-
-    /// Closes the authority's handle of a region that nobody needs it for.
-    pub(super) fn close_remote_if_idle(self: &Arc<Self>, region: &Arc<Region>) {
-        // Whoever holds the lock uses the handle, and comes here afterwards.
-        if let Ok(mut remote) = region.remote.try_lock()
-            && !region.is_busy()
-            && let Some(remote) = remote.take()
-        {
-            self.close_remote(remote);
-        }
-    }
-
-    fn new_file(&self, file: OpenFile) -> HandleNo {
-        let handle = self.new_handle();
-        self.files.write().insert(handle, Arc::new(file));
-        handle
-    }
-
-    /// Gives up copies of closed files, oldest first, while there are too many or they are too large.
-    pub(super) fn give_up_copies(&self) {
-        let mut regions = self.regions.lock();
-        let full = self.copy_bytes.load(Ordering::Relaxed) > self.options.cache_bytes_max;
-        if regions.len() <= CLOSED_MAX && !full {
-            return;
-        }
-        let mut idle: Vec<_> = (regions.values())
-            .filter_map(|node| {
-                let region = node
-                    .region
-                    .lock()
-                    .clone()
-                    .filter(|region| !region.is_busy())?;
-                Some((region.last_used(), node.clone()))
-            })
-            .collect();
-        idle.sort_by_key(|(used, _)| *used);
-        // A quarter at a time, so that this is not done for each file that is closed.
-        let surplus = if full {
-            idle.len()
-        } else {
-            idle.len().saturating_sub(CLOSED_MAX * 3 / 4)
-        };
-        for (_, node) in idle.into_iter().take(surplus) {
-            if full
-                && self.copy_bytes.load(Ordering::Relaxed) <= self.options.cache_bytes_max * 3 / 4
-            {
-                break;
-            }
-            let mut slot = node.region.lock();
-            if slot.as_ref().is_some_and(|region| !region.is_busy()) {
-                *slot = None;
-                regions.remove(&node.no);
-            }
-        }
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `link` | the connection: requests, repetition, lease, reconnecting |
+//! | `link`, `keeper` | the connection: requests, repetition; attaching, lease, reconnecting |
 //! | `nodes` | the table of nodes, what is cached of them |
 //! | `names`, `attrs`, `files` | what a front end calls, by what it is about |
 //! | `region` | one region: core, local copy, who waits |
+//! | `copies` | which regions and copies there are |
 //! | `transfer` | pull and push tasks |
 //! | `events` | invalidations, and what follows a lost link |
 //! | `kernel` | keeping the kernel's cache coherent |
@@ -19,8 +20,10 @@
 //! a `region` slot; a node's `state` last. None is held across an await, but for a region's `remote`.
 
 mod attrs;
+mod copies;
 mod events;
 mod files;
+mod keeper;
 mod kernel;
 mod link;
 mod names;
