@@ -12,6 +12,17 @@ const ZERO_RANGE_BYTES_MIN: u64 = 64 << 10;
 /// Zeroes written by one call.
 const ZEROES: &[u8] = &[0; 64 << 10];
 
+/// The furthest a file can reach, as far as system calls can tell.
+const OFFSET_MAX: u64 = i64::MAX as u64;
+
+/// `EFBIG` for an end that no file can have.
+fn check_end(end: u64) -> Result<()> {
+    match end {
+        0..=OFFSET_MAX => Ok(()),
+        _ => Err(Errno::FBIG),
+    }
+}
+
 /// An open regular file.
 pub struct OpenFile {
     fd: OwnedFd,
@@ -76,9 +87,12 @@ impl StoreFile for OpenFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        // Beyond what the kernel can count there is nothing.
+        let wanted = OFFSET_MAX.saturating_sub(offset).min(buf.len() as u64);
+        let buf = &mut buf[..wanted as usize];
         let mut done = 0;
         while done < buf.len() {
-            let from = offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
+            let from = offset + done as u64;
             match rustix::io::pread(&self.fd, &mut buf[done..], from) {
                 Ok(0) => break,
                 Ok(bytes) => done += bytes,
@@ -92,15 +106,16 @@ impl StoreFile for OpenFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        if !buf.is_empty() {
+            check_end(offset.saturating_add(buf.len() as u64))?;
+        }
         let mut done = 0;
         while done < buf.len() {
-            let to = offset.checked_add(done as u64).ok_or(Errno::FBIG)?;
+            let to = offset + done as u64;
             match rustix::io::pwrite(&self.fd, &buf[done..], to) {
                 Ok(0) => return Err(Errno::IO),
                 Ok(bytes) => done += bytes,
                 Err(Errno::INTR) => {}
-                // As the kernel says it of an offset beyond what it can count.
-                Err(Errno::INVAL) if i64::try_from(to).is_err() => return Err(Errno::FBIG),
                 Err(error) => return Err(error),
             }
         }
@@ -114,6 +129,7 @@ impl StoreFile for OpenFile {
         if self.access == Access::Read {
             return Err(Errno::BADF);
         }
+        check_end(end)?;
         let size = self.attr()?.size;
         let mut at = start;
         let mut wrote = false;
@@ -150,6 +166,7 @@ impl StoreFile for OpenFile {
 
     fn allocate(&self, start: u64, end: u64, mode: Allocate) -> Result<Attr> {
         let bytes = end.checked_sub(start).ok_or(Errno::INVAL)?;
+        check_end(end)?;
         let keep = FallocateFlags::KEEP_SIZE;
         let flags = match mode {
             Allocate::Extend => FallocateFlags::empty(),
@@ -163,10 +180,12 @@ impl StoreFile for OpenFile {
     }
 
     fn next_data(&self, offset: u64) -> Result<u64> {
+        check_end(offset).map_err(|_| Errno::NXIO)?;
         rustix::fs::seek(&self.fd, SeekFrom::Data(offset))
     }
 
     fn next_hole(&self, offset: u64) -> Result<u64> {
+        check_end(offset).map_err(|_| Errno::NXIO)?;
         rustix::fs::seek(&self.fd, SeekFrom::Hole(offset))
     }
 
