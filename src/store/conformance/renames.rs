@@ -96,7 +96,7 @@ pub(crate) fn of_nothing(t: &Fixture) {
     ];
     for mode in modes {
         assert_eq!(rename(t, "nothing", "b", mode), Err(Errno::NOENT));
-        assert_eq!(rename(t, "nothing", "a", mode).is_err(), true);
+        assert!(rename(t, "nothing", "a", mode).is_err());
     }
     assert_eq!(t.entries(&t.root(), 10).len(), 1);
 }
