@@ -30,13 +30,24 @@ use std::sync::Arc;
 macro_rules! suite {
     ($make:ident) => {
         $crate::store::conformance::suite! { $make;
-            names: nothing_is_there, what_is_taken, names_are_bytes, only_directories_have_entries, deep_paths, subtrees_are_confined, subtrees_of_what_is_none;
-            identity: removed_is_stale, replaced_is_stale, ids_are_not_used_again, ids_last, open_files_outlive_their_names, open_files_outlive_being_replaced;
-            attributes: of_what_is_new, modes_are_exact, times, times_that_are_none, changes_leave_times, sizes, all_at_once, owners, owners_of_what_is_new, groups_are_inherited, of_the_file_system;
-            files: bytes_come_back, handles_agree, readers_do_not_write, only_regular_files_are_opened, too_far, holes_stay_holes, data_ends_in_a_hole, zeroes_keep_holes, zeroes_touch_nothing_else, allocation, allocation_of_zeroes, any_calls_in_any_order;
-            links: hard_links, hard_links_that_cannot_be, symbolic_links, symbolic_links_are_not_followed, pipes_and_sockets, devices;
-            renames: replacing, between_directories, directories, not_replacing, exchanging, of_nothing, of_two_names_of_one_file, removals;
-            listing: pieces_of_any_size, entries_have_attributes, removal_of_what_was_listed, changes_between_pieces, listings_at_the_same_time, pieces_asked_for_twice;
+            names: nothing_is_there, what_is_taken, names_are_bytes,
+                only_directories_have_entries, deep_paths, subtrees_are_confined,
+                subtrees_of_what_is_none;
+            identity: removed_is_stale, replaced_is_stale, ids_are_not_used_again, ids_last,
+                open_files_outlive_their_names, open_files_outlive_being_replaced;
+            attributes: of_what_is_new, modes_are_exact, times, times_that_are_none,
+                changes_leave_times, sizes, all_at_once, owners, owners_of_what_is_new,
+                groups_are_inherited, of_the_file_system;
+            files: bytes_come_back, handles_agree, readers_do_not_write,
+                only_regular_files_are_opened, too_far, holes_stay_holes, data_ends_in_a_hole,
+                zeroes_keep_holes, zeroes_touch_nothing_else, allocation, allocation_of_zeroes,
+                any_calls_in_any_order;
+            links: hard_links, hard_links_that_cannot_be, symbolic_links,
+                symbolic_links_are_not_followed, pipes_and_sockets, devices;
+            renames: replacing, between_directories, directories, not_replacing, exchanging,
+                of_nothing, of_two_names_of_one_file, removals;
+            listing: pieces_of_any_size, entries_have_attributes, removal_of_what_was_listed,
+                changes_between_pieces, listings_at_the_same_time, pieces_asked_for_twice;
             xattrs: values, modes, what_is_too_long, they_move_along, of_stores_without;
         }
     };

@@ -125,7 +125,4 @@ pub(crate) fn devices(t: &Fixture) {
             assert_eq!(opened, Some(Errno::INVAL));
         }
     }
-    let device = Make::CharDevice(1 << 40);
-    let made = t.store.make(&root, &n("x"), &device, 0o600, by());
-    assert_eq!(made.err(), Some(Errno::INVAL));
 }

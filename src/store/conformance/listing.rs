@@ -83,8 +83,10 @@ pub(crate) fn changes_between_pieces(t: &Fixture) {
         for i in goes.by_ref().take(20) {
             t.store.remove(&dir, &n(&name_of(i)), false).unwrap();
         }
-        t.make(&dir, &format!("new {round}"), Make::File);
-        assert!(round < 2 * MANY, "a listing comes to an end");
+        // What is new may be listed or not, so this has to end for the listing to.
+        if round < 40 {
+            t.make(&dir, &format!("new {round}"), Make::File);
+        }
     }
     let listed = names(&entries);
     for i in (0..MANY).filter(|i| i % 3 != 1 || i % 100 == 0) {

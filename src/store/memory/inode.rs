@@ -164,7 +164,14 @@ impl Inode {
 
     /// As [`crate::store::Store::set_attr`].
     pub(super) fn set_attr(&self, set: &SetAttr) -> Result<Attr> {
+        let none = |time: Option<SetTime>| matches!(time, Some(SetTime::At(at)) if at.nanos >= 1_000_000_000);
+        if none(set.atime) || none(set.mtime) {
+            return Err(Errno::INVAL);
+        }
         let state = &mut *self.state.write();
+        if *set == SetAttr::default() {
+            return Ok(self.attr_of(state));
+        }
         let now = self.clock.now();
         if let Some(size) = set.size {
             content_mut(self.kind, state)?.set_size(size)?;
