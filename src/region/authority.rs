@@ -1,8 +1,24 @@
 //! What an authority knows of its replicas: who has copies of what, which changes wait for whom.
 //!
 //! `Node` is whatever names a node (an id); `What` is whatever tells which part of it is stale.
+//!
+//! ```text
+//! handle_change ──► Invalidate to every other subscriber of the node
+//!                      │  each of them: has taken it · has given the node up · is gone · its lease has run out (Expired)
+//!                      ▼
+//!                   Settled: the change may be answered
+//! ```
+//!
+//! The clock moves at each change and at each subscription, so that no two of them share a tick:
+//! a replica that gives a node up names the newest answer it saw of it, and a subscription made
+//! for an answer that is still under way is told from it.
+//!
+//! A client whose lease has passed is no worse off as long as nothing changed for it, and may renew.
+//! It is *expired* by the first change that would have to wait for it: then it has missed something.
 
 use super::{ClientId, Tick};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 /// Names a change.
@@ -12,7 +28,8 @@ pub struct ChangeId(pub u64);
 /// What an authority is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthorityEvent<Node, What> {
-    /// Tell a replica that part of a node is stale.
+    /// Tell a replica that part of a node is stale. Told again when the replica has attached anew
+    /// and has not taken the change in yet.
     Invalidate {
         /// Whom.
         client: ClientId,
@@ -32,74 +49,400 @@ pub enum AuthorityEvent<Node, What> {
     Expired(ClientId),
 }
 
+/// A replica, as long as it is known.
+#[derive(Debug)]
+struct Client<Node> {
+    lease_end: Instant,
+    subscriptions: HashSet<Node>,
+    /// Changes it has not taken in yet.
+    pending: BTreeSet<ChangeId>,
+}
+
+/// A change that somebody has not taken in yet.
+#[derive(Debug)]
+struct Change<Node, What> {
+    node: Node,
+    what: What,
+    at: Tick,
+    since: Instant,
+    waits_for: Vec<ClientId>,
+}
+
 /// The clock of changes, subscriptions and leases of one authority.
 #[derive(Debug)]
 pub struct Authority<Node, What> {
-    _node: std::marker::PhantomData<(Node, What)>,
+    lease: Duration,
+    tick: Tick,
+    changes_made: u64,
+    clients: BTreeMap<ClientId, Client<Node>>,
+    /// Who subscribes to a node, each with the tick of its newest grant.
+    subscribers: HashMap<Node, Vec<(ClientId, Tick)>>,
+    changes: BTreeMap<ChangeId, Change<Node, What>>,
+    events: VecDeque<AuthorityEvent<Node, What>>,
 }
 
-impl<Node: Copy + Eq + std::hash::Hash + Ord, What: Copy> Authority<Node, What> {
+impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
     /// No replicas; the clock begins at tick 1.
-    pub fn new(_lease: Duration) -> Self {
-        unimplemented!()
+    pub fn new(lease: Duration) -> Self {
+        Authority {
+            lease,
+            tick: Tick(1),
+            changes_made: 0,
+            clients: BTreeMap::new(),
+            subscribers: HashMap::new(),
+            changes: BTreeMap::new(),
+            events: VecDeque::new(),
+        }
     }
+
     /// The clock of changes: to be read *before* an answer is made, after [`Self::subscribe`].
     pub fn now_tick(&self) -> Tick {
-        unimplemented!()
+        self.tick
     }
-    /// A replica has connected. Returns whether it is still known: its subscriptions hold.
-    pub fn handle_attached(&mut self, _now: Instant, _client: ClientId) -> bool {
-        unimplemented!()
+
+    /// A replica has connected: its lease runs from now. Returns whether it is still known: its
+    /// subscriptions hold, and it will be told again of what it has not taken in yet.
+    pub fn handle_attached(&mut self, now: Instant, client: ClientId) -> bool {
+        let lease_end = now + self.lease;
+        let Some(known) = self.clients.get_mut(&client) else {
+            let new = Client {
+                lease_end,
+                subscriptions: HashSet::new(),
+                pending: BTreeSet::new(),
+            };
+            self.clients.insert(client, new);
+            return false;
+        };
+        known.lease_end = known.lease_end.max(lease_end);
+        for &id in &known.pending {
+            if let Some(change) = self.changes.get(&id) {
+                self.events.push_back(change.invalidate(client, id));
+            }
+        }
+        true
     }
-    /// A renewal has arrived; false if the client is not known (any more).
-    pub fn handle_renew(&mut self, _now: Instant, _client: ClientId) -> bool {
-        unimplemented!()
+
+    /// A renewal has arrived: true if it is to be answered. False if the client is not known (any
+    /// more), or has left a change without an answer for a whole lease: its lease will run out, so that
+    /// nobody waits for it for ever.
+    pub fn handle_renew(&mut self, now: Instant, client: ClientId) -> bool {
+        let Some(known) = self.clients.get_mut(&client) else {
+            return false;
+        };
+        let oldest = known.pending.first().and_then(|id| self.changes.get(id));
+        if oldest.is_some_and(|change| change.since + self.lease <= now) {
+            return false;
+        }
+        known.lease_end = known.lease_end.max(now + self.lease);
+        true
     }
+
     /// The replica says it is gone, or its session was dropped: it holds nothing any more.
-    pub fn handle_gone(&mut self, _now: Instant, _client: ClientId) {
-        unimplemented!()
+    pub fn handle_gone(&mut self, _now: Instant, client: ClientId) {
+        self.drop_client(client);
     }
-    /// The replica is about to get an answer about `node`, and will be told of changes to it.
-    pub fn subscribe(&mut self, _client: ClientId, _node: Node) {
-        unimplemented!()
+
+    /// The replica is about to get an answer about `node`, and will be told of changes to it. Does nothing
+    /// for a client that is not known (any more).
+    pub fn subscribe(&mut self, client: ClientId, node: Node) {
+        let Some(known) = self.clients.get_mut(&client) else {
+            return;
+        };
+        self.tick.0 += 1;
+        let subscribers = self.subscribers.entry(node).or_default();
+        if known.subscriptions.insert(node) {
+            subscribers.push((client, self.tick));
+        } else if let Some(known) = subscribers.iter_mut().find(|(id, _)| *id == client) {
+            known.1 = self.tick;
+        }
     }
+
     /// The replica holds nothing of `node` that it got in an answer up to tick `seen`.
-    pub fn handle_forget(&mut self, _client: ClientId, _node: Node, _seen: Tick) {
-        unimplemented!()
+    pub fn handle_forget(&mut self, client: ClientId, node: Node, seen: Tick) {
+        let granted = self.subscribers.get(&node).and_then(|subscribers| {
+            let found = subscribers.iter().find(|(id, _)| *id == client);
+            found.map(|&(_, granted)| granted)
+        });
+        if granted.is_none_or(|granted| granted > seen) {
+            return;
+        }
+        self.drop_subscription(client, node);
+        let Some(known) = self.clients.get_mut(&client) else {
+            return;
+        };
+        known.subscriptions.remove(&node);
+        let changes = &self.changes;
+        let of_node = |id: &ChangeId| changes.get(id).is_some_and(|change| change.node == node);
+        let pending: Vec<ChangeId> = known.pending.iter().copied().filter(of_node).collect();
+        for change in pending {
+            self.handle_taken(client, change);
+        }
     }
+
     /// A node has changed, by the hand of `origin` or of nobody known here: to be called *after* the
-    /// change can be read. The change is settled when all other subscribers have taken it in.
+    /// change can be read, and in the order in which the changes to a node were made. The change is
+    /// settled when all other subscribers have taken it in.
     pub fn handle_change(
         &mut self,
-        _now: Instant,
-        _origin: Option<ClientId>,
-        _node: Node,
-        _what: What,
+        now: Instant,
+        origin: Option<ClientId>,
+        node: Node,
+        what: What,
     ) -> (ChangeId, Tick) {
-        unimplemented!()
+        self.tick.0 += 1;
+        self.changes_made += 1;
+        let (id, at) = (ChangeId(self.changes_made), self.tick);
+        let mut change = Change {
+            node,
+            what,
+            at,
+            since: now,
+            waits_for: Vec::new(),
+        };
+        let mut expired = Vec::new();
+        for &(client, _) in self.subscribers.get(&node).into_iter().flatten() {
+            match self.clients.get_mut(&client) {
+                Some(_) if Some(client) == origin => {}
+                Some(known) if now < known.lease_end => {
+                    known.pending.insert(id);
+                    change.waits_for.push(client);
+                }
+                _ => expired.push(client),
+            }
+        }
+        expired.into_iter().for_each(|client| self.expire(client));
+        for &client in &change.waits_for {
+            self.events.push_back(change.invalidate(client, id));
+        }
+        if change.waits_for.is_empty() {
+            self.events.push_back(AuthorityEvent::Settled(id));
+        } else {
+            self.changes.insert(id, change);
+        }
+        (id, at)
     }
+
     /// A replica has taken a change in.
-    pub fn handle_taken(&mut self, _client: ClientId, _change: ChangeId) {
-        unimplemented!()
+    pub fn handle_taken(&mut self, client: ClientId, change: ChangeId) {
+        let known = self.clients.get_mut(&client);
+        if known.is_some_and(|known| known.pending.remove(&change)) {
+            self.settle(client, change);
+        }
     }
+
     /// Time has passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {
-        unimplemented!()
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let late: Vec<ClientId> = self
+            .clients
+            .iter()
+            .filter(|(_, known)| !known.pending.is_empty() && known.lease_end <= now)
+            .map(|(&client, _)| client)
+            .collect();
+        late.into_iter().for_each(|client| self.expire(client));
     }
+
     /// When [`Self::handle_timeout`] is next worth calling.
     pub fn next_timeout(&self) -> Option<Instant> {
-        unimplemented!()
+        let waited_for = self.clients.values().filter(|it| !it.pending.is_empty());
+        waited_for.map(|known| known.lease_end).min()
     }
+
     /// What to do next.
     pub fn poll_event(&mut self) -> Option<AuthorityEvent<Node, What>> {
-        unimplemented!()
+        self.events.pop_front()
     }
+
     /// Replicas known.
     pub fn clients(&self) -> usize {
-        unimplemented!()
+        self.clients.len()
     }
+
+    /// Changes counted so far; subscriptions move the clock as well.
+    pub fn changes_made(&self) -> u64 {
+        self.changes_made
+    }
+
+    /// Every node that somebody subscribes to, in no order.
+    pub fn nodes(&self) -> Vec<Node> {
+        self.subscribers.keys().copied().collect()
+    }
+
     /// Who subscribes to `node`, except `but`: whether a change to it would have to wait for anybody.
-    pub fn has_other_subscribers(&self, _node: Node, _but: Option<ClientId>) -> bool {
-        unimplemented!()
+    pub fn has_other_subscribers(&self, node: Node, but: Option<ClientId>) -> bool {
+        let subscribers = self.subscribers.get(&node);
+        subscribers.is_some_and(|all| all.iter().any(|&(client, _)| Some(client) != but))
+    }
+
+    fn expire(&mut self, client: ClientId) {
+        self.events.push_back(AuthorityEvent::Expired(client));
+        self.drop_client(client);
+    }
+
+    fn drop_client(&mut self, client: ClientId) {
+        let Some(known) = self.clients.remove(&client) else {
+            return;
+        };
+        for node in known.subscriptions {
+            self.drop_subscription(client, node);
+        }
+        for change in known.pending {
+            self.settle(client, change);
+        }
+    }
+
+    fn drop_subscription(&mut self, client: ClientId, node: Node) {
+        if let Some(subscribers) = self.subscribers.get_mut(&node) {
+            subscribers.retain(|&(id, _)| id != client);
+            if subscribers.is_empty() {
+                self.subscribers.remove(&node);
+            }
+        }
+    }
+
+    /// A change need not wait for `client` any more.
+    fn settle(&mut self, client: ClientId, id: ChangeId) {
+        let Some(change) = self.changes.get_mut(&id) else {
+            return;
+        };
+        change.waits_for.retain(|&waited| waited != client);
+        if change.waits_for.is_empty() {
+            self.changes.remove(&id);
+            self.events.push_back(AuthorityEvent::Settled(id));
+        }
+    }
+}
+
+impl<Node: Copy, What: Copy> Change<Node, What> {
+    fn invalidate(&self, client: ClientId, change: ChangeId) -> AuthorityEvent<Node, What> {
+        AuthorityEvent::Invalidate {
+            client,
+            change,
+            node: self.node,
+            what: self.what,
+            at: self.at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+    const A: ClientId = ClientId([1; 16]);
+    const B: ClientId = ClientId([2; 16]);
+    const C: ClientId = ClientId([3; 16]);
+
+    type Machine = Authority<u32, char>;
+
+    fn attached(now: Instant, clients: &[ClientId]) -> Machine {
+        let mut machine = Authority::new(LEASE);
+        for &client in clients {
+            assert!(!machine.handle_attached(now, client));
+        }
+        machine
+    }
+
+    fn events(machine: &mut Machine) -> Vec<String> {
+        let name = |client: ClientId| ["A", "B", "C"][client.0[0] as usize - 1];
+        std::iter::from_fn(|| machine.poll_event())
+            .map(|event| match event {
+                AuthorityEvent::Invalidate { client, what, .. } => {
+                    format!("{} {what}", name(client))
+                }
+                AuthorityEvent::Settled(change) => format!("settled {}", change.0),
+                AuthorityEvent::Expired(client) => format!("expired {}", name(client)),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_change_waits_for_the_other_subscribers() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A, B, C]);
+        for client in [A, B, C] {
+            machine.subscribe(client, 7);
+        }
+        let (change, at) = machine.handle_change(now, Some(A), 7, 'x');
+        assert_eq!(at, machine.now_tick());
+        assert_eq!(events(&mut machine), ["B x", "C x"]);
+        machine.handle_taken(B, change);
+        machine.handle_taken(B, change);
+        machine.handle_taken(A, change);
+        assert!(events(&mut machine).is_empty());
+        machine.handle_gone(now, C);
+        assert_eq!(events(&mut machine), ["settled 1"]);
+        assert!(machine.has_other_subscribers(7, Some(A)));
+        machine.handle_change(now, Some(A), 8, 'y');
+        assert_eq!(
+            events(&mut machine),
+            ["settled 2"],
+            "nobody has copies of it"
+        );
+    }
+
+    #[test]
+    fn a_lease_that_has_run_out_is_not_waited_for() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A, B]);
+        machine.subscribe(B, 7);
+        machine.subscribe(B, 8);
+        machine.handle_change(now + 4 * SECOND, Some(A), 7, 'x');
+        assert_eq!(events(&mut machine), ["B x"]);
+        assert_eq!(machine.next_timeout(), Some(now + LEASE));
+        machine.handle_timeout(now + 9 * SECOND);
+        assert!(events(&mut machine).is_empty());
+        machine.handle_timeout(now + LEASE);
+        assert_eq!(events(&mut machine), ["expired B", "settled 1"]);
+        assert_eq!(machine.next_timeout(), None);
+        assert!(!machine.has_other_subscribers(8, None));
+        assert!(!machine.handle_renew(now + LEASE, B));
+        machine.subscribe(B, 7);
+        assert!(!machine.has_other_subscribers(7, None));
+        assert!(!machine.handle_attached(now + 11 * SECOND, B));
+        assert_eq!(machine.clients(), 2);
+    }
+
+    #[test]
+    fn a_lease_that_passed_while_nothing_changed_is_renewed() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A, B]);
+        machine.subscribe(A, 7);
+        machine.subscribe(B, 7);
+        machine.handle_timeout(now + 2 * LEASE);
+        assert!(machine.handle_renew(now + 2 * LEASE, B));
+        machine.handle_change(now + 2 * LEASE, None, 7, 'x');
+        assert_eq!(events(&mut machine), ["expired A", "B x"]);
+        assert!(machine.handle_attached(now + 3 * LEASE, B));
+        assert_eq!(events(&mut machine), ["B x"], "told again");
+    }
+
+    #[test]
+    fn who_leaves_a_change_unanswered_cannot_renew_for_ever() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A, B]);
+        machine.subscribe(B, 7);
+        machine.handle_change(now, Some(A), 7, 'x');
+        assert!(machine.handle_renew(now + 9 * SECOND, B));
+        assert!(!machine.handle_renew(now + 12 * SECOND, B));
+        assert_eq!(machine.next_timeout(), Some(now + 19 * SECOND));
+    }
+
+    #[test]
+    fn a_later_subscription_stays_when_an_earlier_one_is_given_up() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A]);
+        machine.subscribe(A, 7);
+        let first_answer = machine.now_tick();
+        machine.subscribe(A, 7);
+        let second_answer = machine.now_tick();
+        machine.handle_forget(A, 7, first_answer);
+        assert!(machine.has_other_subscribers(7, None));
+        machine.handle_change(now, None, 7, 'x');
+        machine.handle_forget(A, 7, second_answer);
+        assert_eq!(events(&mut machine), ["A x", "settled 1"]);
+        assert!(!machine.has_other_subscribers(7, None));
+        assert!(machine.subscribers.is_empty());
     }
 }

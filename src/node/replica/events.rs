@@ -130,11 +130,14 @@ impl Shared {
         // It is gone, or cannot be opened: what is dirty is kept, and pushing it will say why.
         let (at, epoch, size, same) = found.unwrap_or((Tick(0), epoch, size, false));
         let mut dropped: Vec<PageRange> = Vec::new();
-        region.update(|inner| {
+        let mut zeroed: Vec<ByteRange> = Vec::new();
+        let cut = region.update(|inner| {
             inner
                 .core
-                .handle_reattached(at, epoch, size, same, &mut dropped)
+                .handle_reattached(at, epoch, size, same, &mut dropped, &mut zeroed);
+            inner.zero(&zeroed)
         });
+        region.report_cut(cut);
         if !same {
             self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX)));
         }

@@ -281,18 +281,39 @@ impl Region {
         push: PushId,
         outcome: std::result::Result<crate::region::Tick, Failure>,
     ) {
-        self.update(|inner| {
+        let (mut dropped, mut zeroed) = (Vec::new(), Vec::new());
+        let cut = self.update(|inner| {
             inner.pushes -= 1;
             match outcome {
-                Ok(at) => inner.core.handle_pushed(push, at),
+                Ok(at) => {
+                    inner
+                        .core
+                        .handle_pushed(push, at, &mut dropped, &mut zeroed);
+                }
                 Err(failure) => {
                     inner.core.handle_push_failed(push, failure);
                     // Not again at once: at the next interval, or for whoever flushes.
                     inner.push_now = matches!(failure, Failure::Link) && inner.push_now;
                 }
             }
+            inner.zero(&zeroed)
         });
+        self.report_cut(cut);
+        if let Some(shared) = self.shared.upgrade() {
+            let dropped = dropped.iter().map(PageRange::bytes);
+            for range in dropped.chain(zeroed) {
+                shared.queue(super::kernel::Job::DropPages(self.node.no, range));
+            }
+        }
         self.changed.notify_waiters();
+    }
+
+    /// Bytes past the end could not be made zero in the local copy.
+    pub fn report_cut(&self, cut: Result<()>) {
+        if let Err(errno) = cut {
+            let path = self.node.path_or_unnamed();
+            tracing::error!("{path:?}: the local copy cannot be cut: {errno}");
+        }
     }
 
     /// Does what the core asks for.
@@ -407,12 +428,13 @@ impl Inner {
     /// Lands zeroes.
     pub fn land_zeroes(
         &mut self,
+        pull: PullId,
         at: crate::region::Tick,
         range: ByteRange,
         wanted: &mut Vec<ByteRange>,
     ) -> Result<()> {
         wanted.clear();
-        self.core.handle_zeroes(at, range, wanted);
+        self.core.handle_zeroes(pull, at, range, wanted);
         for &part in wanted.iter() {
             // Past the copy's end there is nothing but a hole to come.
             if let Err(errno) = self.punch_bytes(part) {
@@ -436,27 +458,21 @@ impl Inner {
     /// The authority's size, from an answer made at `at`. What lies past a smaller one reads as zeroes
     /// should the region grow again.
     pub fn adopt_size(&mut self, at: crate::region::Tick, size: u64) -> Result<()> {
-        let before = self.core.base_size();
-        self.core.handle_size(at, size);
-        let now = self.core.base_size();
-        if now >= before.min(self.copy.len()) {
-            return Ok(());
-        }
-        let cut = ByteRange::new(now, self.copy.len());
-        let kept = self.core.unpushed_runs(cut.pages_touched());
-        let mut from = cut.start;
-        for run in kept {
-            let bytes = run.bytes();
-            self.punch_bytes(ByteRange::new(from, bytes.start))?;
-            from = from.max(bytes.end);
-        }
-        self.punch_bytes(ByteRange::new(from, cut.end))
+        let mut zeroed = Vec::new();
+        self.core.handle_size(at, size, &mut zeroed);
+        self.zero(&zeroed)
     }
 
     /// The authority has set the size on this mount's behalf.
     pub fn resized(&mut self, at: crate::region::Tick, size: u64) -> Result<()> {
-        self.core.handle_resized(at, size);
-        self.cut(size)
+        let mut zeroed = Vec::new();
+        self.core.handle_resized(at, size, &mut zeroed);
+        self.zero(&zeroed)
+    }
+
+    /// Makes holes of bytes that are past the end now.
+    pub fn zero(&self, ranges: &[ByteRange]) -> Result<()> {
+        ranges.iter().try_for_each(|&range| self.punch_bytes(range))
     }
 
     /// Makes holes of pages that were dropped.
@@ -475,19 +491,6 @@ impl Inner {
     fn drop_clean(&mut self, range: ByteRange) {
         let mut dropped: Vec<PageRange> = Vec::new();
         self.core.handle_forget(range, &mut dropped);
-    }
-
-    /// The authority has set the size to `size`: the copy holds nothing past it.
-    fn cut(&mut self, size: u64) -> Result<()> {
-        if size < self.copy.len() {
-            // Shrinking and growing again makes what lay past the size a hole.
-            let len = self.copy.len();
-            self.copy.set_len(size).map_err(io_errno)?;
-            self.copy
-                .set_len(len.min(size.next_multiple_of(PAGE_BYTES)))
-                .map_err(io_errno)?;
-        }
-        Ok(())
     }
 }
 

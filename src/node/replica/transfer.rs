@@ -110,7 +110,7 @@ async fn pull_over(
     if zero_until > end && end == pull.range.end {
         let mut wanted = Vec::new();
         let range = ByteRange::new(end, zero_until);
-        region.update(|inner| inner.land_zeroes(at, range, &mut wanted))?;
+        region.update(|inner| inner.land_zeroes(pull.id, at, range, &mut wanted))?;
     }
     if !pull.demand {
         kernel::put_later(shared, region, pull.range);
@@ -161,10 +161,10 @@ impl Landing<'_> {
         if from < whole {
             let mut wanted = Vec::new();
             let range = ByteRange::new(from, whole);
-            let at = self.at;
+            let (pull, at) = (self.pull.id, self.at);
             self.region.update(|inner| {
                 inner.ensure_room(range.end)?;
-                inner.land_zeroes(at, range, &mut wanted)
+                inner.land_zeroes(pull, at, range, &mut wanted)
             })?;
             self.next = whole;
         }
@@ -223,7 +223,7 @@ pub(super) async fn push(region: Arc<Region>, push: Push) {
     let outcome = match push_until_answered(&shared, &region, &push).await {
         Ok((at, attr)) => {
             region.node.adopt_own(&attr, at);
-            region.update(|inner| inner.core.handle_size(at, attr.size));
+            region.report_cut(region.update(|inner| inner.adopt_size(at, attr.size)));
             let bytes: u64 = push.extents.iter().map(ByteRange::len).sum();
             shared.pushed_bytes.fetch_add(bytes, Ordering::Relaxed);
             Ok(at)

@@ -1,0 +1,538 @@
+//! What a replica knows of one region.
+//!
+//! ```text
+//!               poll_pull               landing                      poll_push
+//!     absent ─────────────► under way ───────────► clean    dirty ─────────────► pushing
+//!     ▲ ▲  │                    │                  │ ▲ │     ▲ ▲                  │ │ │
+//!     │ │  │   failed, too old  │                  │ │ │     │ └──── failed ──────┘ │ │
+//!     │ └──┼────────────────────┘                  │ │ │     │                      │ │
+//!     └────┼──── invalidate, forget ───────────────┘ │ └─────┤ store                │ │
+//!     ▲    └──────────────────────── store ──────────┼───────┘                      │ │
+//!     │                                              └───────── acknowledged ───────┘ │
+//!     └──────────── acknowledged, but somebody else has changed it since ─────────────┘
+//! ```
+//!
+//! *Present* is all that is not absent: clean, dirty or pushing. A page that is stored while it is
+//! being pushed is both dirty and pushing, and the acknowledgement leaves it dirty. Only absent
+//! pages take what lands, so no answer, however late, overwrites a store.
+//!
+//! Pages past the authority's size are zero without anybody's help; only dirty and pushing ones are
+//! in `present`. When the end moves down, the caller is told what it has to make zero.
+//!
+//! An answer under way may be too old for a page that has changed since: see [`stale`].
+
+mod pull;
+mod push;
+mod stale;
+
+use super::{Epoch, PageSet, Tick};
+use crate::units::{ByteRange, PAGE_BYTES, PageRange, REGION_BYTES_MAX, pages_for};
+use pull::Pulls;
+use push::Pushes;
+use stale::Stale;
+use std::time::Instant;
+
+/// How a replica pulls.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaConfig {
+    /// Pull what nobody has asked for yet, from the last fault to the end of the region.
+    pub background: bool,
+    /// The most bytes of background pulls under way at once.
+    pub background_bytes_max: u64,
+    /// The most bytes of one pull.
+    pub pull_bytes_max: u64,
+    /// How far a demand pull may be widened ahead of a sequential reader, in bytes.
+    pub read_ahead_bytes_max: u64,
+}
+
+/// Names a pull of this region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PullId(pub u64);
+/// Names a push of this region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PushId(pub u64);
+/// Names somebody who waits for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WaiterId(pub u64);
+/// Names somebody who waits until what is dirty now has been pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlushId(pub u64);
+
+/// Why a pull or push did not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The link broke: worth doing again once there is a link.
+    Link,
+    /// The authority answered with this errno (Linux numbers).
+    Refused(i32),
+}
+
+/// Whether pages are here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// All of them.
+    Present,
+    /// Not all: this waiter will be woken, once, with the outcome. `Ok`: each page has arrived since;
+    /// should one be gone again, fault again.
+    Wait(WaiterId),
+}
+
+/// A pull to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// Its name.
+    pub id: PullId,
+    /// Whole pages, clipped at the size of the region.
+    pub range: ByteRange,
+    /// Somebody waits for it.
+    pub demand: bool,
+}
+
+/// A push to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    /// Its name.
+    pub id: PushId,
+    /// Whole pages, clipped at the size of the region; ascending, not touching.
+    pub extents: Vec<ByteRange>,
+}
+
+/// One region at one replica.
+///
+/// Calls that take pages out of the copy tell how, in up to two lists to which they append:
+/// `dropped` pages are absent from now on: drop them from the kernel's cache. `zeroed` bytes are past
+/// the end from now on: make them zero in the local copy, under the same lock as the call, and drop
+/// them from the kernel's cache.
+#[derive(Debug)]
+pub struct Replica {
+    epoch: Epoch,
+    /// The authority's size in bytes, and the tick of the answer that told it.
+    base_size: u64,
+    base_at: Tick,
+    /// End of what stores that are not pushed yet have added past the authority's size, or 0.
+    stored_end: u64,
+    /// The newest push acknowledged: an answer at this tick has seen all of them.
+    pushed_at: Tick,
+    present: PageSet,
+    pulls: Pulls,
+    pushes: Pushes,
+    stale: Stale,
+}
+
+impl Replica {
+    /// Nothing present; `size` is the authority's, as of `at`. The local copy is all zero.
+    pub fn new(size: u64, at: Tick, epoch: Epoch, config: ReplicaConfig) -> Replica {
+        Replica {
+            epoch,
+            base_size: size.min(REGION_BYTES_MAX),
+            base_at: at,
+            stored_end: 0,
+            pushed_at: Tick(0),
+            present: PageSet::new(),
+            pulls: Pulls::new(config),
+            pushes: Pushes::default(),
+            stale: Stale::default(),
+        }
+    }
+
+    /// Size in bytes as this replica's programs see it: the authority's, or further where stores
+    /// that are not pushed yet reach.
+    pub fn size(&self) -> u64 {
+        self.base_size.max(self.stored_end)
+    }
+
+    /// Size in bytes at the authority, as far as known.
+    pub fn base_size(&self) -> u64 {
+        self.base_size
+    }
+
+    /// The region's epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether a read of `range` can be answered now. Pages past the authority's size are present
+    /// (zero) without having been pulled.
+    pub fn is_present(&self, range: ByteRange) -> bool {
+        self.present.contains_all(self.pullable(range))
+    }
+
+    /// Whether `range` can be stored now: each page it covers only in part is present.
+    pub fn is_storable(&self, range: ByteRange) -> bool {
+        let mut partial = self.partial(range).into_iter();
+        partial.all(|page| self.present.contains_all(page))
+    }
+
+    /// A read of `range`.
+    pub fn handle_fault(&mut self, _now: Instant, range: ByteRange) -> Residency {
+        let pages = self.pullable(range);
+        let missing: PageSet = self.present.gaps_in(pages).collect();
+        if missing.is_empty() {
+            return Residency::Present;
+        }
+        self.pulls.follow(pages);
+        Residency::Wait(self.pulls.wait(pages, missing))
+    }
+
+    /// A store to `range` is wanted that [`Self::is_storable`] denied: wait for the pages it covers
+    /// in part.
+    pub fn handle_store_fault(&mut self, _now: Instant, range: ByteRange) -> Residency {
+        let partial = self.partial(range);
+        let gaps = partial.iter().flat_map(|&page| self.present.gaps_in(page));
+        let missing: PageSet = gaps.collect();
+        if missing.is_empty() {
+            return Residency::Present;
+        }
+        Residency::Wait(self.pulls.wait(self.pullable(range), missing))
+    }
+
+    /// Bring `range` in, nobody waits (`memfs pull`): goes before the background.
+    pub fn handle_want(&mut self, range: ByteRange) {
+        for gap in self.present.gaps_in(self.pullable(range)) {
+            self.pulls.want(gap);
+        }
+    }
+
+    /// The bytes of `range` are being stored in the local copy, under the same lock as this call.
+    /// To be called only where [`Self::is_storable`] says so.
+    pub fn handle_stored(&mut self, _now: Instant, range: ByteRange) {
+        let range = range.intersect(ByteRange::new(0, REGION_BYTES_MAX));
+        if range.is_empty() {
+            return;
+        }
+        let pages = range.pages_touched();
+        self.present.insert(pages);
+        self.pushes.dirty.insert(pages);
+        if range.end > self.size() {
+            self.stored_end = range.end;
+        }
+        self.pulls.arrived(pages);
+    }
+
+    /// Bytes of a pull have arrived that the authority read at `at` or later. Appends to `wanted`
+    /// the parts that are to be written to the local copy, under the same lock as this call; the rest
+    /// is here already, newer, or stale. Only pages that `range` covers whole (or up to the region's
+    /// size) count: tell the size that came with the answer first. Does nothing for a pull that is not
+    /// under way (any more).
+    pub fn handle_landing(
+        &mut self,
+        pull: PullId,
+        at: Tick,
+        range: ByteRange,
+        wanted: &mut Vec<ByteRange>,
+    ) {
+        if !self.pulls.is_under_way(pull) {
+            return;
+        }
+        let end = match range.end {
+            end if end >= self.base_size => pages_for(self.base_size),
+            end => end / PAGE_BYTES,
+        };
+        let pages = PageRange::new(range.start.div_ceil(PAGE_BYTES), end);
+        let mut landing: Vec<PageRange> = self.present.gaps_in(pages).collect();
+        if let Some(too_old) = self.stale.too_old(pages, at) {
+            let fresh = landing.iter().flat_map(|&run| too_old.gaps_in(run));
+            landing = fresh.collect();
+        }
+        for run in landing {
+            wanted.push(run.bytes_below(self.base_size));
+            self.present.insert(run);
+            self.pulls.arrived(run);
+        }
+    }
+
+    /// As [`Self::handle_landing`], for bytes known to be zero; may reach beyond the pull.
+    pub fn handle_zeroes(
+        &mut self,
+        pull: PullId,
+        at: Tick,
+        range: ByteRange,
+        wanted: &mut Vec<ByteRange>,
+    ) {
+        self.handle_landing(pull, at, range, wanted);
+    }
+
+    /// All of a pull has landed. What of it was stale on arrival is pulled again.
+    pub fn handle_pulled(&mut self, pull: PullId) {
+        self.pulls.landed(pull, &self.present);
+        self.stale.expire(self.pulls.oldest());
+    }
+
+    /// A pull has failed: with `Link` it is asked for again by a later `poll_pull`, with `Refused` its
+    /// waiters are woken with that. A waiter that it brought more than was asked for is not: it
+    /// asks again for just its own pages.
+    pub fn handle_pull_failed(&mut self, pull: PullId, failure: Failure) {
+        self.pulls.failed(pull, failure, &self.present);
+        self.stale.expire(self.pulls.oldest());
+    }
+
+    /// A push has been taken by the authority as the change `at`: all changes of lower ticks came
+    /// before it, all of higher ones after it. To be preceded or followed by [`Self::handle_size`]
+    /// with the size after that change.
+    pub fn handle_pushed(
+        &mut self,
+        push: PushId,
+        at: Tick,
+        dropped: &mut Vec<PageRange>,
+        zeroed: &mut Vec<ByteRange>,
+    ) {
+        let size_before = self.size();
+        let Some(push) = self.pushes.acknowledged(push) else {
+            return;
+        };
+        self.pushed_at = self.pushed_at.max(at);
+        if at > self.base_at {
+            self.base_at = at;
+            self.base_size = self.base_size.max(push.end);
+        }
+        self.settle_stored_end();
+        let base_end = pages_for(self.base_size);
+        let mut gone: Vec<PageRange> = Vec::new();
+        if at <= push.changed_at {
+            let below = PageRange::new(0, base_end);
+            for run in push.changed.runs_in(below) {
+                self.pushes.clean_in(run, &mut gone);
+            }
+            self.drop_pages(&gone, push.changed_at);
+            dropped.append(&mut gone);
+        }
+        for run in push.pages.runs_in(PageRange::new(base_end, u64::MAX)) {
+            self.pushes.clean_in(run, &mut gone);
+        }
+        gone.iter().for_each(|&run| self.present.remove(run));
+        zeroed.extend(gone.iter().map(|run| run.bytes_below(size_before)));
+        self.zero_tail(size_before, zeroed);
+    }
+
+    /// A push has failed: its pages are dirty again; with `Refused` those who flush are told. When to
+    /// push again is the caller's to say.
+    pub fn handle_push_failed(&mut self, push: PushId, failure: Failure) {
+        self.pushes.failed(push, failure);
+    }
+
+    /// Bytes have changed at the authority, by somebody else's hand, at `at`. What is dirty here
+    /// stays, and what is being pushed until it is known which came last.
+    pub fn handle_invalidate(&mut self, at: Tick, range: ByteRange, dropped: &mut Vec<PageRange>) {
+        let pages = range.pages_touched();
+        self.mark_stale(pages, at);
+        self.pushes.changed(pages, at);
+        self.drop_clean(pages, at, dropped);
+    }
+
+    /// The authority's size, from an answer made at `at`; an older one than known is ignored. Pages
+    /// that a growing region gains are absent, unless dirty. What is dirty beyond the end of a region
+    /// that shrinks stays, and will extend it again.
+    pub fn handle_size(&mut self, at: Tick, size: u64, zeroed: &mut Vec<ByteRange>) {
+        if at >= self.base_at {
+            self.base_at = at;
+            self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
+        }
+    }
+
+    /// The authority has set the size on this replica's request (a truncation), at `at`. Pages past
+    /// `size` are forgotten, dirty ones too: no push of them may have been under way when the request
+    /// was sent.
+    pub fn handle_resized(&mut self, at: Tick, size: u64, zeroed: &mut Vec<ByteRange>) {
+        let size = size.min(REGION_BYTES_MAX);
+        let size_before = self.size();
+        let beyond = PageRange::new(pages_for(size), u64::MAX);
+        self.pushes.forget(beyond);
+        self.present.remove(beyond);
+        self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
+        if at >= self.base_at {
+            (self.base_at, self.base_size) = (at, size);
+        }
+        self.stored_end = self.stored_end.min(size);
+        self.settle_stored_end();
+        if size < size_before {
+            let end = pages_for(size_before) * PAGE_BYTES;
+            zeroed.push(ByteRange::new(size, end));
+        }
+        let past_the_end = PageRange::new(pages_for(self.base_size), u64::MAX);
+        self.pulls.arrived(past_the_end);
+    }
+
+    /// The connection is a new one to an authority that does not know this replica any more: ticks
+    /// begin anew at `at`, pulls and pushes under way have failed with `Link`. `same`: the region has
+    /// not changed since (its stamp is equal); otherwise what is clean is dropped.
+    pub fn handle_reattached(
+        &mut self,
+        at: Tick,
+        epoch: Epoch,
+        size: u64,
+        same: bool,
+        dropped: &mut Vec<PageRange>,
+        zeroed: &mut Vec<ByteRange>,
+    ) {
+        self.pulls.all_failed(&self.present);
+        self.pushes.all_failed();
+        self.stale.expire(None);
+        (self.epoch, self.base_at, self.pushed_at) = (epoch, at, Tick(0));
+        if !same {
+            self.drop_clean(PageRange::new(0, u64::MAX), at, dropped);
+        }
+        self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
+    }
+
+    /// Drop what is clean in `range` (`memfs forget`).
+    pub fn handle_forget(&mut self, range: ByteRange, dropped: &mut Vec<PageRange>) {
+        let pages = range.pages_touched();
+        self.pulls.do_not_want(pages);
+        self.drop_clean(pages, Tick(0), dropped);
+    }
+
+    /// Somebody waits until everything dirty now has been pushed; `None` if nothing is.
+    pub fn handle_flush(&mut self) -> Option<FlushId> {
+        self.pushes.flush()
+    }
+
+    /// Nobody waits any more (a deadline has passed).
+    pub fn handle_waiter_gone(&mut self, waiter: WaiterId) {
+        self.pulls.waiter_gone(waiter);
+    }
+
+    /// Turns pulling of what nobody asked for on or off (a full cache).
+    pub fn set_background(&mut self, on: bool) {
+        self.pulls.set_background(on);
+    }
+
+    /// The next pull to make, demand first.
+    pub fn poll_pull(&mut self) -> Option<Pull> {
+        self.pulls.poll(&self.present, self.base_size)
+    }
+
+    /// The next push to make, of at most `bytes_max` bytes (at least a page) and `extents_max` extents.
+    /// A page is in one push at a time.
+    pub fn poll_push(&mut self, bytes_max: u64, extents_max: usize) -> Option<Push> {
+        let (id, pages) = self.pushes.take(bytes_max, extents_max)?;
+        let size = self.size();
+        let extents: Vec<ByteRange> = pages.iter().map(|run| run.bytes_below(size)).collect();
+        let bytes = extents.iter().map(ByteRange::len).sum();
+        let end = extents.last().map_or(0, |last| last.end);
+        self.pushes.begin(id, &pages, bytes, end);
+        Some(Push { id, extents })
+    }
+
+    /// Who is to be woken, with what outcome.
+    pub fn poll_woken(&mut self) -> Option<(WaiterId, Result<(), Failure>)> {
+        self.pulls.poll_woken()
+    }
+
+    /// Which flush is at its end, with what outcome.
+    pub fn poll_flushed(&mut self) -> Option<(FlushId, Result<(), Failure>)> {
+        self.pushes.poll_flushed()
+    }
+
+    /// Pages present, by pull or by store (not those past the authority's size that nobody stored).
+    pub fn present_pages(&self) -> u64 {
+        self.present.len()
+    }
+
+    /// Pages stored and not yet taken by the authority.
+    pub fn dirty_pages(&self) -> u64 {
+        self.pushes.unpushed()
+    }
+
+    /// Bytes of pulls and pushes under way.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.pulls.under_way_bytes() + self.pushes.under_way_bytes()
+    }
+
+    /// Runs of present pages in `range`: what may be put into the kernel's page cache.
+    pub fn present_runs(&self, range: PageRange) -> Vec<PageRange> {
+        self.present.runs_in(range).collect()
+    }
+
+    /// The pages of `range` that have to be pulled unless they are present.
+    fn pullable(&self, range: ByteRange) -> PageRange {
+        let pages = range.pages_touched();
+        pages.intersect(PageRange::new(0, pages_for(self.base_size)))
+    }
+
+    /// Of those, the ones that `range` covers only in part: its first and its last, at most.
+    fn partial(&self, range: ByteRange) -> [PageRange; 2] {
+        let touched = range.pages_touched();
+        let covered = range.pages_covered();
+        let (first, last) = if covered.is_empty() {
+            (touched, PageRange::new(touched.end, touched.end))
+        } else {
+            let first = PageRange::new(touched.start, covered.start);
+            (first, PageRange::new(covered.end, touched.end))
+        };
+        let below = PageRange::new(0, pages_for(self.base_size));
+        [first.intersect(below), last.intersect(below)]
+    }
+
+    /// Answers below `at` to pulls under way do not know these pages as they are now.
+    fn mark_stale(&mut self, pages: PageRange, at: Tick) {
+        if self.pulls.oldest().is_some() {
+            self.stale.mark(pages, at, self.pulls.next_id());
+        }
+    }
+
+    /// Drops what is clean of `pages`, which changed at `at`.
+    fn drop_clean(&mut self, pages: PageRange, at: Tick, dropped: &mut Vec<PageRange>) {
+        let from = dropped.len();
+        for run in self.present.runs_in(pages) {
+            self.pushes.clean_in(run, dropped);
+        }
+        self.drop_pages(&dropped[from..], at);
+    }
+
+    /// Drops clean pages that changed at `at`. What lands on them next has to know our own pushes too.
+    fn drop_pages(&mut self, pages: &[PageRange], at: Tick) {
+        for &run in pages {
+            self.present.remove(run);
+            self.mark_stale(run, at.max(self.pushed_at));
+        }
+    }
+
+    /// The authority's size has changed by `at`.
+    fn set_base_size(&mut self, size: u64, at: Tick, zeroed: &mut Vec<ByteRange>) {
+        if size >= self.base_size {
+            self.base_size = size;
+            return self.settle_stored_end();
+        }
+        let size_before = self.size();
+        let old_end = pages_for(self.base_size);
+        self.base_size = size;
+        let end = pages_for(size);
+        if self.pushes.end() > end {
+            let stored_end = (self.pushes.end() * PAGE_BYTES).min(size_before);
+            self.stored_end = self.stored_end.max(stored_end);
+        }
+        self.settle_stored_end();
+        self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
+        let mut gone = Vec::new();
+        self.pushes
+            .clean_in(PageRange::new(end, old_end), &mut gone);
+        gone.iter().for_each(|&run| self.present.remove(run));
+        zeroed.extend(gone.iter().map(|run| run.bytes()));
+        self.zero_tail(size_before, zeroed);
+        self.pulls.arrived(PageRange::new(end, u64::MAX));
+    }
+
+    /// The size has moved down to where it is now: the rest of the page it ends in is zero.
+    fn zero_tail(&self, size_before: u64, zeroed: &mut Vec<ByteRange>) {
+        let size = self.size();
+        let page_end = pages_for(size) * PAGE_BYTES;
+        if size < size_before.min(page_end) {
+            zeroed.push(ByteRange::new(size, page_end));
+        }
+    }
+
+    /// Past the end of what is still to be pushed, nothing has been stored.
+    fn settle_stored_end(&mut self) {
+        let unpushed = self.pushes.end();
+        if pages_for(self.stored_end) > unpushed {
+            let beyond = unpushed > pages_for(self.base_size);
+            self.stored_end = if beyond { unpushed * PAGE_BYTES } else { 0 };
+        }
+        if self.stored_end <= self.base_size {
+            self.stored_end = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,378 @@
+//! What to bring in next, and who waits for it.
+//!
+//! Four sources, in this order:
+//!
+//! 1. **Waiters**: each knows which of its pages have not arrived since it began. It asks for those
+//!    that no pull for a waiter has under way, nor the oldest of the others: that one is next in
+//!    line anyhow, what is behind it would come too late.
+//! 2. **Read-ahead**: a fault at or just behind the end of the last one, or of what was read ahead,
+//!    doubles how far is read ahead; any other fault ends it.
+//! 3. **Wanted**: what somebody asked for without waiting, and what a pull did not bring that was
+//!    made for nobody.
+//! 4. **Background**: from the end of the last fault to the end of the region.
+//!
+//! Nothing is queued twice: the sources say what is missing, the pulls under way say what has been
+//! asked for. So a pull that failed, or came too late, is made again by being no longer under way.
+
+use super::{Failure, Pull, PullId, ReplicaConfig, WaiterId};
+use crate::region::PageSet;
+use crate::units::{PAGE_BYTES, PageRange, pages_for};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A pull under way.
+#[derive(Debug)]
+struct Pulling {
+    pages: PageRange,
+    bytes: u64,
+    source: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// A waiter, or read-ahead for one.
+    Demand,
+    Wanted,
+    Background,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    /// All it asked for.
+    pages: PageRange,
+    /// What was absent of it and has not arrived since.
+    missing: PageSet,
+    /// A wider pull was refused: ask for no more than its pages.
+    exact: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Pulls {
+    config: ReplicaConfig,
+    under_way: BTreeMap<PullId, Pulling>,
+    pulls_made: u64,
+    /// Bytes of those under way that nobody waits for.
+    idle_bytes: u64,
+    waiters: BTreeMap<WaiterId, Waiter>,
+    waiters_made: u64,
+    /// Waiters that may have something to ask for.
+    asking: BTreeSet<WaiterId>,
+    woken: VecDeque<(WaiterId, Result<(), Failure>)>,
+    /// The last fault.
+    last: PageRange,
+    /// How far was read ahead of it, in pages.
+    window: u64,
+    /// What of that has not been asked for yet.
+    ahead: PageRange,
+    wanted: PageSet,
+    /// Where the background goes on.
+    background: Option<u64>,
+}
+
+const NO_PAGES: PageRange = PageRange::new(0, 0);
+
+impl Pulls {
+    pub fn new(config: ReplicaConfig) -> Pulls {
+        Pulls {
+            config,
+            under_way: BTreeMap::new(),
+            pulls_made: 0,
+            idle_bytes: 0,
+            waiters: BTreeMap::new(),
+            waiters_made: 0,
+            asking: BTreeSet::new(),
+            woken: VecDeque::new(),
+            last: NO_PAGES,
+            window: 0,
+            ahead: NO_PAGES,
+            wanted: PageSet::new(),
+            background: None,
+        }
+    }
+
+    /// Somebody waits for `missing`, which is part of `pages` and not empty.
+    pub fn wait(&mut self, pages: PageRange, missing: PageSet) -> WaiterId {
+        self.waiters_made += 1;
+        let id = WaiterId(self.waiters_made);
+        let waiter = Waiter {
+            pages,
+            missing,
+            exact: false,
+        };
+        self.waiters.insert(id, waiter);
+        self.asking.insert(id);
+        id
+    }
+
+    /// A reader has come to pages that are not all here: what may it want next?
+    pub fn follow(&mut self, pages: PageRange) {
+        let reach = self.last.end + self.window + pages.len();
+        let follows = !self.last.is_empty()
+            && self.last.start <= pages.start
+            && self.last.end < pages.end
+            && pages.start <= reach;
+        self.window = match self.window {
+            _ if !follows => 0,
+            0 => pages.len(),
+            window => window * 2,
+        };
+        self.window = self
+            .window
+            .min(self.config.read_ahead_bytes_max / PAGE_BYTES);
+        self.ahead = PageRange::new(pages.end, pages.end + self.window);
+        self.last = pages;
+        self.background = Some(pages.end);
+    }
+
+    pub fn waiter_gone(&mut self, id: WaiterId) {
+        self.waiters.remove(&id);
+        self.asking.remove(&id);
+        self.woken.retain(|&(woken, _)| woken != id);
+    }
+
+    pub fn want(&mut self, pages: PageRange) {
+        self.wanted.insert(pages);
+    }
+
+    pub fn do_not_want(&mut self, pages: PageRange) {
+        self.wanted.remove(pages);
+    }
+
+    pub fn set_background(&mut self, on: bool) {
+        self.config.background = on;
+    }
+
+    /// These pages are here now, or are not to be had any more.
+    pub fn arrived(&mut self, pages: PageRange) {
+        self.wanted.remove(pages);
+        let (asking, woken) = (&mut self.asking, &mut self.woken);
+        self.waiters.retain(|&id, waiter| {
+            waiter.missing.remove(pages);
+            let waits = !waiter.missing.is_empty();
+            if !waits {
+                asking.remove(&id);
+                woken.push_back((id, Ok(())));
+            }
+            waits
+        });
+    }
+
+    pub fn is_under_way(&self, id: PullId) -> bool {
+        self.under_way.contains_key(&id)
+    }
+
+    pub fn oldest(&self) -> Option<PullId> {
+        self.under_way.first_key_value().map(|(&id, _)| id)
+    }
+
+    /// What the next pull will be called.
+    pub fn next_id(&self) -> PullId {
+        PullId(self.pulls_made + 1)
+    }
+
+    pub fn under_way_bytes(&self) -> u64 {
+        self.under_way.values().map(|pull| pull.bytes).sum()
+    }
+
+    /// All of a pull has landed; what `present` lacks of it was too old.
+    pub fn landed(&mut self, id: PullId, present: &PageSet) {
+        if let Some(pull) = self.end(id) {
+            self.ask_again(&pull, present);
+        }
+    }
+
+    pub fn failed(&mut self, id: PullId, failure: Failure, present: &PageSet) {
+        let Some(pull) = self.end(id) else {
+            return;
+        };
+        if failure == Failure::Link {
+            return self.ask_again(&pull, present);
+        }
+        self.wanted.remove(pull.pages);
+        (self.window, self.ahead) = (0, NO_PAGES);
+        if pull.source == Source::Background {
+            self.background = None;
+        }
+        let (asking, woken) = (&mut self.asking, &mut self.woken);
+        self.waiters.retain(|&id, waiter| {
+            let hit = waiter.missing.intersects(pull.pages);
+            let fails = hit && waiter.pages.contains(pull.pages);
+            if fails {
+                asking.remove(&id);
+                woken.push_back((id, Err(failure)));
+            } else if hit {
+                waiter.exact = true;
+                asking.insert(id);
+            }
+            !fails
+        });
+    }
+
+    /// The link broke.
+    pub fn all_failed(&mut self, present: &PageSet) {
+        while let Some(id) = self.oldest() {
+            self.failed(id, Failure::Link, present);
+        }
+    }
+
+    pub fn poll_woken(&mut self) -> Option<(WaiterId, Result<(), Failure>)> {
+        self.woken.pop_front()
+    }
+
+    /// The next pull of a region of `size` bytes.
+    pub fn poll(&mut self, present: &PageSet, size: u64) -> Option<Pull> {
+        let region = PageRange::new(0, pages_for(size));
+        let (pages, source) = match self.next_demand(present, region) {
+            Some(pages) => (pages, Source::Demand),
+            None => self.next_idle(present, region)?,
+        };
+        let id = self.next_id();
+        let range = pages.bytes_below(size);
+        let demand = source == Source::Demand;
+        self.pulls_made += 1;
+        self.idle_bytes += if demand { 0 } else { range.len() };
+        let bytes = range.len();
+        let pull = Pulling {
+            pages,
+            bytes,
+            source,
+        };
+        self.under_way.insert(id, pull);
+        Some(Pull { id, range, demand })
+    }
+
+    fn next_demand(&mut self, present: &PageSet, region: PageRange) -> Option<PageRange> {
+        let oldest_idle = self
+            .under_way
+            .iter()
+            .find(|(_, pull)| pull.source != Source::Demand)
+            .map(|(&id, _)| id);
+        while let Some(&id) = self.asking.first() {
+            let missing = self.waiters.get(&id).and_then(|waiter| {
+                let comes =
+                    |id, pull: &Pulling| pull.source == Source::Demand || Some(id) == oldest_idle;
+                let mut runs = waiter.missing.runs();
+                let run = runs.find_map(|run| self.not_under_way(run, comes));
+                run.map(|run| (run, waiter.exact))
+            });
+            match missing {
+                Some((run, true)) => return Some(self.clip(run)),
+                Some((run, false)) => return Some(self.widen(self.clip(run), present, region)),
+                None => self.asking.remove(&id),
+            };
+        }
+        let ahead = self.first_absent(present, self.ahead.intersect(region));
+        let ahead = ahead.map(|run| self.clip(run));
+        self.ahead = ahead.map_or(NO_PAGES, |run| PageRange::new(run.end, self.ahead.end));
+        ahead
+    }
+
+    /// Adds what is to be read ahead right behind `run`.
+    fn widen(&mut self, run: PageRange, present: &PageSet, region: PageRange) -> PageRange {
+        let ahead = self.first_absent(present, self.ahead.intersect(region));
+        let room = self.clip(PageRange::new(run.start, u64::MAX)).end;
+        match ahead {
+            Some(ahead) if ahead.start == run.end && run.end < room => {
+                let end = ahead.end.min(room);
+                self.ahead = PageRange::new(end, self.ahead.end);
+                PageRange::new(run.start, end)
+            }
+            _ => run,
+        }
+    }
+
+    /// The next pull that nobody waits for.
+    fn next_idle(&mut self, present: &PageSet, region: PageRange) -> Option<(PageRange, Source)> {
+        let bytes_max = self.config.background_bytes_max;
+        let each = self.config.pull_bytes_max.min(bytes_max);
+        if self.idle_bytes > 0 && self.idle_bytes.saturating_add(each) > bytes_max {
+            return None;
+        }
+        let wanted = self.wanted.runs_in(region);
+        let run = wanted
+            .filter_map(|run| self.first_absent(present, run))
+            .next();
+        if let Some(run) = run {
+            return Some((clip(run, each), Source::Wanted));
+        }
+        let from = self.background.filter(|_| self.config.background)?;
+        let run = self.first_absent(present, PageRange::new(from, region.end));
+        let run = run.map(|run| clip(run, each));
+        self.background = run.map(|run| run.end);
+        run.map(|run| (run, Source::Background))
+    }
+
+    /// The first part of `pages` that is neither here nor under way.
+    fn first_absent(&self, present: &PageSet, pages: PageRange) -> Option<PageRange> {
+        let mut gaps = present.gaps_in(pages);
+        gaps.find_map(|gap| self.not_under_way(gap, |_, _| true))
+    }
+
+    /// As much of the start of `pages` as one pull may have.
+    fn clip(&self, pages: PageRange) -> PageRange {
+        clip(pages, self.config.pull_bytes_max)
+    }
+
+    /// The first part of `pages` that no pull has under way of those that `counts`.
+    fn not_under_way(
+        &self,
+        pages: PageRange,
+        counts: impl Fn(PullId, &Pulling) -> bool,
+    ) -> Option<PageRange> {
+        let pulls = || {
+            self.under_way
+                .iter()
+                .filter(|&(&id, pull)| counts(id, pull))
+        };
+        let mut start = pages.start;
+        let covering = |start| {
+            let covers = |pages: PageRange| pages.start <= start && start < pages.end;
+            pulls().find(|(_, pull)| covers(pull.pages))
+        };
+        while let Some((_, pull)) = covering(start) {
+            start = pull.pages.end;
+        }
+        let next = pulls().map(|(_, pull)| pull.pages.start);
+        let end = next.filter(|&next| next > start).min();
+        let run = PageRange::new(start, pages.end.min(end.unwrap_or(u64::MAX)));
+        (!run.is_empty()).then_some(run)
+    }
+
+    fn end(&mut self, id: PullId) -> Option<Pulling> {
+        let pull = self.under_way.remove(&id)?;
+        if pull.source != Source::Demand {
+            self.idle_bytes -= pull.bytes;
+        }
+        Some(pull)
+    }
+
+    /// What a pull did not bring is asked for again by who wanted it.
+    fn ask_again(&mut self, pull: &Pulling, present: &PageSet) {
+        for (&id, waiter) in &self.waiters {
+            if waiter.missing.intersects(pull.pages) {
+                self.asking.insert(id);
+            }
+        }
+        if self.config.background {
+            present
+                .gaps_in(pull.pages)
+                .for_each(|gap| self.wanted.insert(gap));
+        }
+    }
+
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.under_way.is_empty()
+            && self.idle_bytes == 0
+            && self.waiters.is_empty()
+            && self.asking.is_empty()
+            && self.woken.is_empty()
+            && self.wanted.is_empty()
+    }
+}
+
+/// The start of `pages`: at most `bytes_max`, at least a page.
+fn clip(pages: PageRange, bytes_max: u64) -> PageRange {
+    let pages_max = (bytes_max / PAGE_BYTES).max(1);
+    PageRange::new(pages.start, pages.end.min(pages.start + pages_max))
+}

@@ -1,0 +1,225 @@
+//! What is stored here and not yet taken by the authority, and who waits for that.
+
+use super::{Failure, FlushId, PushId};
+use crate::region::{PageSet, Tick};
+use crate::units::{PAGE_BYTES, PageRange};
+use std::collections::{BTreeMap, VecDeque};
+
+/// A push under way.
+#[derive(Debug)]
+pub(super) struct Pushing {
+    /// Its pages, without those forgotten since.
+    pub pages: PageSet,
+    /// One past its last byte.
+    pub end: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Pages of it that somebody else has changed since it began.
+    pub changed: PageSet,
+    /// The newest such change.
+    pub changed_at: Tick,
+}
+
+/// Somebody waits for these pages.
+#[derive(Debug)]
+struct Flush {
+    /// Still to be pushed.
+    dirty: PageSet,
+    /// In pushes under way that have the content of when the flush began, or newer.
+    pushing: PageSet,
+}
+
+/// See the module. A page is in `pushing` if it is in one of `under_way`, in one at most; it is in
+/// `dirty` as well if it was stored since that push began.
+#[derive(Debug, Default)]
+pub(super) struct Pushes {
+    pub dirty: PageSet,
+    pub pushing: PageSet,
+    under_way: BTreeMap<PushId, Pushing>,
+    pushes_made: u64,
+    flushes: BTreeMap<FlushId, Flush>,
+    flushes_made: u64,
+    flushed: VecDeque<(FlushId, Result<(), Failure>)>,
+}
+
+impl Pushes {
+    /// One past the last page that the authority has not taken.
+    pub fn end(&self) -> u64 {
+        self.dirty.end().max(self.pushing.end())
+    }
+
+    /// Appends the parts of `pages` of which the authority has everything.
+    pub fn clean_in(&self, pages: PageRange, clean: &mut Vec<PageRange>) {
+        for run in self.dirty.gaps_in(pages) {
+            clean.extend(self.pushing.gaps_in(run));
+        }
+    }
+
+    /// Pages that the authority has not taken.
+    pub fn unpushed(&self) -> u64 {
+        let gaps = |run| self.dirty.gaps_in(run);
+        let only_pushing = self.pushing.runs().flat_map(gaps);
+        self.dirty.len() + only_pushing.map(|run| run.len()).sum::<u64>()
+    }
+
+    /// Bytes of pushes under way.
+    pub fn under_way_bytes(&self) -> u64 {
+        self.under_way.values().map(|push| push.bytes).sum()
+    }
+
+    /// The pages of the next push, ascending.
+    pub fn take(&mut self, bytes_max: u64, extents_max: usize) -> Option<(PushId, Vec<PageRange>)> {
+        let mut room = (bytes_max / PAGE_BYTES).max(1);
+        let mut extents: Vec<PageRange> = Vec::new();
+        let idle = |run| self.pushing.gaps_in(run);
+        for run in self.dirty.runs().flat_map(idle).take(extents_max) {
+            let run = PageRange::new(run.start, run.end.min(run.start + room));
+            extents.push(run);
+            room -= run.len();
+            if room == 0 {
+                break;
+            }
+        }
+        if extents.is_empty() {
+            return None;
+        }
+        self.pushes_made += 1;
+        Some((PushId(self.pushes_made), extents))
+    }
+
+    /// A push of these pages begins; its last byte is the one before `end`.
+    pub fn begin(&mut self, id: PushId, extents: &[PageRange], bytes: u64, end: u64) {
+        for &run in extents {
+            self.dirty.remove(run);
+            self.pushing.insert(run);
+            for flush in self.flushes.values_mut() {
+                move_pages(&mut flush.dirty, &mut flush.pushing, run);
+            }
+        }
+        let push = Pushing {
+            pages: extents.iter().copied().collect(),
+            end,
+            bytes,
+            changed: PageSet::new(),
+            changed_at: Tick(0),
+        };
+        self.under_way.insert(id, push);
+    }
+
+    /// Somebody else has changed `pages` at `at`.
+    pub fn changed(&mut self, pages: PageRange, at: Tick) {
+        if !self.pushing.intersects(pages) {
+            return;
+        }
+        for push in self.under_way.values_mut() {
+            for run in push.pages.runs_in(pages) {
+                push.changed.insert(run);
+                push.changed_at = push.changed_at.max(at);
+            }
+        }
+    }
+
+    /// A push has been taken by the authority.
+    pub fn acknowledged(&mut self, id: PushId) -> Option<Pushing> {
+        let push = self.under_way.remove(&id)?;
+        for run in push.pages.runs() {
+            self.pushing.remove(run);
+            for flush in self.flushes.values_mut() {
+                flush.pushing.remove(run);
+            }
+        }
+        self.end_flushes();
+        Some(push)
+    }
+
+    /// A push has failed: its pages are dirty again.
+    pub fn failed(&mut self, id: PushId, failure: Failure) {
+        let Some(push) = self.under_way.remove(&id) else {
+            return;
+        };
+        let mut refused = Vec::new();
+        for run in push.pages.runs() {
+            self.pushing.remove(run);
+            self.dirty.insert(run);
+            for (&flush, waits) in &mut self.flushes {
+                if failure != Failure::Link && waits.pushing.intersects(run) {
+                    refused.push(flush);
+                }
+                move_pages(&mut waits.pushing, &mut waits.dirty, run);
+            }
+        }
+        for flush in refused {
+            if self.flushes.remove(&flush).is_some() {
+                self.flushed.push_back((flush, Err(failure)));
+            }
+        }
+    }
+
+    /// The link broke.
+    pub fn all_failed(&mut self) {
+        while let Some((&id, _)) = self.under_way.first_key_value() {
+            self.failed(id, Failure::Link);
+        }
+    }
+
+    /// Nobody wants these pages pushed any more.
+    pub fn forget(&mut self, pages: PageRange) {
+        self.dirty.remove(pages);
+        self.pushing.remove(pages);
+        for push in self.under_way.values_mut() {
+            push.pages.remove(pages);
+            push.changed.remove(pages);
+        }
+        for flush in self.flushes.values_mut() {
+            flush.dirty.remove(pages);
+            flush.pushing.remove(pages);
+        }
+        self.end_flushes();
+    }
+
+    /// See [`super::Replica::handle_flush`].
+    pub fn flush(&mut self) -> Option<FlushId> {
+        if self.dirty.is_empty() && self.pushing.is_empty() {
+            return None;
+        }
+        let mut pushing = self.pushing.clone();
+        self.dirty.runs().for_each(|run| pushing.remove(run));
+        let dirty = self.dirty.clone();
+        self.flushes_made += 1;
+        let id = FlushId(self.flushes_made);
+        self.flushes.insert(id, Flush { dirty, pushing });
+        Some(id)
+    }
+
+    pub fn poll_flushed(&mut self) -> Option<(FlushId, Result<(), Failure>)> {
+        self.flushed.pop_front()
+    }
+
+    fn end_flushes(&mut self) {
+        let (flushes, flushed) = (&mut self.flushes, &mut self.flushed);
+        flushes.retain(|&id, flush| {
+            let waits = !flush.dirty.is_empty() || !flush.pushing.is_empty();
+            if !waits {
+                flushed.push_back((id, Ok(())));
+            }
+            waits
+        });
+    }
+
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.end() == 0
+            && self.under_way.is_empty()
+            && self.flushes.is_empty()
+            && self.flushed.is_empty()
+    }
+}
+
+/// Moves what `from` has of `pages` to `to`.
+fn move_pages(from: &mut PageSet, to: &mut PageSet, pages: PageRange) {
+    let runs: Vec<PageRange> = from.runs_in(pages).collect();
+    for run in runs {
+        from.remove(run);
+        to.insert(run);
+    }
+}
