@@ -12,6 +12,7 @@ pub mod key;
 mod log;
 mod man;
 mod mount;
+mod progress;
 mod pull;
 pub mod serve;
 mod status;

@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The options that have values or stand for themselves; unset where they were not given.
-#[derive(Clone, Debug, Default, Parser)]
-#[command(no_binary_name = true, disable_help_flag = true)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct Settings {
     /// Refuse changes [-o ro]
     #[arg(long)]
@@ -78,6 +77,14 @@ pub struct Settings {
     pub log: Option<PathBuf>,
 }
 
+/// The same, from a list.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Listed {
+    #[command(flatten)]
+    settings: Settings,
+}
+
 /// Whose files are whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum IdMap {
@@ -133,10 +140,34 @@ impl Default for KernelFlags {
 
 /// Names that mean something to `mount(8)`, to fstab or to others, and nothing to us.
 const IGNORED: [&str; 28] = [
-    "rw", "defaults", "async", "atime", "noatime", "diratime", "nodiratime", "relatime",
-    "norelatime", "strictatime", "lazytime", "nolazytime", "nofail", "fail", "_netdev", "auto",
-    "noauto", "user", "nouser", "users", "nousers", "owner", "group", "default_permissions",
-    "silent", "loud", "iversion", "noiversion",
+    "rw",
+    "defaults",
+    "async",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "lazytime",
+    "nolazytime",
+    "nofail",
+    "fail",
+    "_netdev",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "group",
+    "default_permissions",
+    "silent",
+    "loud",
+    "iversion",
+    "noiversion",
 ];
 
 impl Settings {
@@ -164,11 +195,11 @@ impl Settings {
                 option => long.push(long_option(option)?),
             }
         }
-        let listed = Settings::try_parse_from(&long).map_err(|error| {
+        let listed = Listed::try_parse_from(&long).map_err(|error| {
             let told = super::super::one_line(&error);
             format!("-o {}: {told}", lists.join(","))
         })?;
-        let mut settings = self.or(listed);
+        let mut settings = self.or(listed.settings);
         settings.read_only |= read_only;
         if settings.soft.is_some() && settings.hard {
             return Err("'soft' and 'hard' contradict each other: give one of them".into());
@@ -209,7 +240,7 @@ fn long_option(option: &str) -> Result<OsString, String> {
         None => (option, None),
     };
     let name = name.replace('_', "-");
-    let command = <Settings as clap::CommandFactory>::command();
+    let command = <Listed as clap::CommandFactory>::command();
     let known = |argument: &clap::Arg| argument.get_long() == Some(name.as_str());
     if !command.get_arguments().any(known) {
         return Err(format!(

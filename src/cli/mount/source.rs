@@ -34,7 +34,9 @@ impl Source {
     /// One line that names it and what is allowed.
     pub fn parse(text: &str) -> Result<Source, String> {
         if text.is_empty() {
-            return Err("SOURCE is empty: give [user@]host:dir, memfs://host:port/dir or a store".into());
+            return Err(
+                "SOURCE is empty: give [user@]host:dir, memfs://host:port/dir or a store".into(),
+            );
         }
         if let Some(rest) = text.strip_prefix("memfs://") {
             return server(rest).map_err(|why| {
@@ -79,7 +81,12 @@ fn server(text: &str) -> Result<Source, &'static str> {
     let (host, port) = match address.strip_prefix('[') {
         Some(rest) => {
             let (host, after) = rest.split_once(']').ok_or("the bracket does not close")?;
-            (host, after.strip_prefix(':').or((!after.is_empty()).then_some(after)))
+            (
+                host,
+                after
+                    .strip_prefix(':')
+                    .or((!after.is_empty()).then_some(after)),
+            )
         }
         None => match address.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -97,7 +104,8 @@ fn server(text: &str) -> Result<Source, &'static str> {
             .filter(|port| *port != 0)
             .ok_or("the port is not a number from 1 to 65535")?,
     };
-    let subtree = RelPath::new(path.trim_matches('/')).ok_or("the directory is not a plain path")?;
+    let subtree =
+        RelPath::new(path.trim_matches('/')).ok_or("the directory is not a plain path")?;
     Ok(Source::Server {
         host: host.to_owned(),
         port,
