@@ -1,10 +1,113 @@
 //! The authority's service: lets replicas in, answers their requests from a store, and tells them of
 //! changes.
+//!
+//! ```text
+//!  Listener ── connection ── Hello, control events ─────────── session (handles, answers, what is observed)
+//!                  │                                                │
+//!                  └─ one task a request ─┬─ read, pull ──────┐     │
+//!                                         └─ change, push ────┼── coherence (clock, subscriptions, leases)
+//!                                                             │        ▲
+//!                                            store ◀──────────┘        │
+//!                                              └─ what others change ─ notice
+//! ```
+//!
+//! | file | owns |
+//! |---|---|
+//! | `connection` | one connection: being let in, the control stream, taking requests |
+//! | `session` | what is kept for a replica over its connections |
+//! | `outbox` | what is to be told to a connected replica |
+//! | `coherence` | the core under its lock: who is told of what, and who waits for whom |
+//! | `request` | one request stream: receiving it, applying it once, its reply |
+//! | `replies` | answers kept for requests that may come again |
+//! | `read`, `pull` | requests that change nothing |
+//! | `change`, `names`, `push` | requests that change something |
+//! | `known` | whose turn it is to change a node, and what it looked like afterwards |
+//! | `tree`, `notice` | parts of the store, and changes made to them by other programs |
+//!
+//! Nothing a replica sends is believed: what is not a message, or breaks the order of messages, ends its
+//! connection; what asks for the impossible gets an errno; what waits or piles up is bounded by
+//! the numbers below. Other replicas go on being served.
 
-use crate::store::Store;
+mod change;
+mod coherence;
+mod connection;
+mod known;
+mod names;
+mod notice;
+mod outbox;
+mod pull;
+mod push;
+mod read;
+mod replies;
+mod request;
+mod session;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use crate::region::{Epoch, Tick};
+use crate::store::{self, Errno, Store};
 use crate::transport::Listener;
+use crate::wire::{Answer, Attr, Caller, FileId, Kind, Reply, Stale};
+use coherence::Coherence;
+use known::{Known, Nodes};
+use notice::Notices;
+use quinn::VarInt;
+use session::Sessions;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tree::Trees;
+
+/// Sessions at one time.
+const CLIENTS_MAX: usize = 1024;
+/// Connections at one time that have not been let in.
+const GREETINGS_MAX: usize = 256;
+/// Open files of a session.
+const HANDLES_MAX: usize = 65_536;
+/// Directories a session has watched.
+const OBSERVED_MAX: usize = 65_536;
+/// Requests of a session that are worked at, over all of its connections.
+const REQUESTS_RUNNING_MAX: usize = 4096;
+/// Bytes of pushes of a session that are being received.
+const PUSH_ROOM_BYTES: usize = 64 << 20;
+/// Bytes read for pulls of a session and not yet taken by its connection, for each priority.
+const PULL_ROOM_BYTES: usize = 32 << 20;
+/// Calls to the store that may block, at one time.
+const CALLS_MAX: usize = 256;
+
+/// A connection has so long for its hello.
+const GREETING_MAX: Duration = Duration::from_secs(10);
+/// A replica that is refused has so long to take that in.
+const REFUSAL_MAX: Duration = Duration::from_secs(3);
+/// A stream may rest so long in the middle of a request.
+const REQUEST_REST_MAX: Duration = Duration::from_secs(60);
+
+// What a connection sends first: streams of a higher priority before others.
+const PRIORITY_EVENTS: i32 = 2;
+/// Replies that somebody waits for.
+const PRIORITY_REPLIES: i32 = 1;
+/// Pulls that nobody waits for.
+const PRIORITY_BACKGROUND: i32 = 0;
+
+/// The epoch of every region: there are no hand-overs yet.
+const EPOCH: Epoch = Epoch(1);
+
+// Why a connection is closed. 0 to 2 belong to the transport.
+/// All is said: after a goodbye or a refusal.
+const CLOSE_DONE: VarInt = VarInt::from_u32(0);
+/// The replica has broken the protocol.
+const CLOSE_PROTOCOL: VarInt = VarInt::from_u32(16);
+/// The replica has made another connection.
+const CLOSE_REPLACED: VarInt = VarInt::from_u32(17);
+/// The replica's lease has run out, or it does not take its events.
+const CLOSE_EXPIRED: VarInt = VarInt::from_u32(18);
+/// Too many connections wait to be let in.
+const CLOSE_BUSY: VarInt = VarInt::from_u32(19);
+/// Resets a reply that could not be sent to its end.
+const RESET_UNFINISHED: VarInt = VarInt::from_u32(16);
 
 /// How an authority serves.
 #[derive(Clone, Debug)]
@@ -16,7 +119,7 @@ pub struct AuthorityOptions {
     /// One replica only: end when it says goodbye or its session is dropped, or when nobody came
     /// within this time.
     pub once: Option<Duration>,
-    /// How long handles and answers are kept for a replica whose connection is gone.
+    /// How long handles and answers are kept for a replica whose connection is gone; at least the lease.
     pub linger: Duration,
 }
 
@@ -32,7 +135,127 @@ impl Default for AuthorityOptions {
 }
 
 /// Serves `store` to those who come to `listener`, until it is closed, or (once) until the one replica is
-/// gone.
-pub async fn serve(_listener: Arc<Listener>, _store: Arc<dyn Store>, _options: AuthorityOptions) {
-    unimplemented!()
+/// gone; then the listener is closed. Calls to the store block: a runtime with several threads keeps
+/// serving meanwhile.
+pub async fn serve(listener: Arc<Listener>, store: Arc<dyn Store>, options: AuthorityOptions) {
+    let service = Arc::new(Service::new(store, options));
+    let mut tasks = JoinSet::new();
+    let timer = service.clone();
+    tasks.spawn(async move { timer.coherence.run_timer().await });
+    tasks.spawn(notice::run(service.clone()));
+    let once = async {
+        match service.options.once {
+            Some(patience) => service.sessions.wait_once(patience).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut once = std::pin::pin!(once);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Some((connection, key)) => {
+                    tasks.spawn(connection::serve(service.clone(), connection, key));
+                }
+                None => break,
+            },
+            () = &mut once => break,
+            // Only so that those that are done are not kept.
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    // A task of a connection may still have to close it.
+    listener.close();
+    tasks.shutdown().await;
+}
+
+/// Everything that the tasks of one authority share.
+struct Service {
+    options: AuthorityOptions,
+    /// Names this run.
+    boot: u64,
+    user: Caller,
+    trees: Trees,
+    notices: Arc<Notices>,
+    nodes: Nodes,
+    sessions: Sessions,
+    coherence: Coherence,
+    /// One permit a connection that has not been let in.
+    greetings: Semaphore,
+    /// One permit a call to the store that may block.
+    calls: Semaphore,
+    /// Other threads go on where one blocks.
+    threads: bool,
+}
+
+impl Service {
+    fn new(store: Arc<dyn Store>, mut options: AuthorityOptions) -> Service {
+        // A session that ends frees those who wait for its replica; so it must not end before the lease.
+        options.linger = options.linger.max(options.lease);
+        let notices = Arc::new(Notices::default());
+        let flavor = tokio::runtime::Handle::current().runtime_flavor();
+        Service {
+            // Seeded by the system's random numbers.
+            boot: std::hash::RandomState::new().build_hasher().finish(),
+            user: Caller {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            },
+            trees: Trees::new(store, notices.clone()),
+            notices,
+            nodes: Nodes::default(),
+            sessions: Sessions::new(options.once.is_some()),
+            coherence: Coherence::new(options.lease),
+            greetings: Semaphore::new(GREETINGS_MAX),
+            calls: Semaphore::new(CALLS_MAX),
+            threads: flavor == tokio::runtime::RuntimeFlavor::MultiThread,
+            options,
+        }
+    }
+
+    /// Runs calls to the store that may take long. Short ones are made in place: handing a thread's
+    /// work over costs more than they do.
+    async fn blocking<R>(&self, calls: impl FnOnce() -> R) -> R {
+        // The semaphore is never closed; without a permit the calls would be made all the same.
+        let _permit = self.calls.acquire().await;
+        match self.threads {
+            true => tokio::task::block_in_place(calls),
+            false => calls(),
+        }
+    }
+
+    /// A look at a node whose turn is held: whether somebody else has changed it since the last look. Then
+    /// everyone who has copies is told, and nobody waits for them.
+    fn look(&self, known: &Known, attr: &Attr) {
+        let stamp = attr.stamp();
+        if known.differs(stamp) {
+            tracing::debug!(id = ?known.id, "changed by another program");
+            self.coherence
+                .change_by_others([(known.id, everything(attr.kind))]);
+        }
+        known.learn(stamp);
+    }
+}
+
+/// All of a node of this kind. A stamp that differs may always mean other bytes, also where only the
+/// time of the last change of anything is another one: times of content can be set.
+fn everything(kind: Kind) -> Stale {
+    match kind {
+        Kind::File => Stale::Bytes {
+            start: 0,
+            end: u64::MAX,
+        },
+        _ => Stale::Attributes,
+    }
+}
+
+fn reply(at: Tick, result: store::Result<Answer>) -> Reply {
+    Reply {
+        at,
+        result: result.map_err(Errno::raw_os_error),
+    }
+}
+
+/// For a change of attributes.
+fn attributes(node: FileId) -> (FileId, Stale) {
+    (node, Stale::Attributes)
 }

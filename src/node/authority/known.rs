@@ -1,0 +1,169 @@
+//! What the authority last saw of a node, so that changes by other programs on its machine are told
+//! from its own.
+//!
+//! A store notices changes to files, and cannot say whose they are. So a node's stamp is looked at before
+//! and after each change the authority makes, and remembered:
+//!
+//! ```text
+//! take the node's turn ─▶ stamp is none of those known? somebody else was here: tell everyone
+//!                      ─▶ change ─▶ count the change ─▶ remember the stamp ─▶ give the turn back
+//! a notice with a stamp that is known ─▶ an echo of our own change: nothing to do
+//! ```
+//!
+//! The turn also makes the order in which bytes are applied the order of their ticks. What another program does
+//! *during* one of our changes to the same node cannot be told apart from it.
+
+use super::session::Handle;
+use crate::wire::{FileId, Stamp};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+/// So many of a node's last stamps are remembered: notices lag a little behind.
+const STAMPS_MAX: usize = 8;
+/// From so many nodes on, those that nobody uses are forgotten. A notice about one of them is then
+/// taken for somebody else's.
+const NODES_IDLE_MAX: usize = 16_384;
+
+/// A node that was, or is about to be, changed.
+pub(super) struct Known {
+    pub id: FileId,
+    /// Held while the node is changed. Of several nodes, it is taken in the order of their ids.
+    pub turn: tokio::sync::Mutex<()>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Newest last.
+    stamps: Vec<Stamp>,
+    /// The file as it was last opened.
+    handle: Weak<Handle>,
+}
+
+impl Known {
+    /// Whether the node was seen before, and never like this.
+    pub fn differs(&self, stamp: Stamp) -> bool {
+        let seen = self.seen.lock();
+        !seen.stamps.is_empty() && !seen.stamps.contains(&stamp)
+    }
+
+    /// Whether the node was seen like this.
+    pub fn knows(&self, stamp: Stamp) -> bool {
+        self.seen.lock().stamps.contains(&stamp)
+    }
+
+    /// This is what it looks like now, and everyone was told.
+    pub fn learn(&self, stamp: Stamp) {
+        let mut seen = self.seen.lock();
+        if seen.stamps.last() == Some(&stamp) {
+            return;
+        }
+        if seen.stamps.len() == STAMPS_MAX {
+            seen.stamps.remove(0);
+        }
+        seen.stamps.push(stamp);
+    }
+
+    /// As [`Known::learn`] for a node that was not seen before.
+    pub fn learn_first(&self, stamp: Stamp) {
+        let mut seen = self.seen.lock();
+        if seen.stamps.is_empty() {
+            seen.stamps.push(stamp);
+        }
+    }
+
+    /// The file was opened.
+    pub fn opened(&self, handle: &Arc<Handle>) {
+        self.seen.lock().handle = Arc::downgrade(handle);
+    }
+
+    /// The file, if it is still open as it was opened last.
+    pub fn handle(&self) -> Option<Arc<Handle>> {
+        self.seen.lock().handle.upgrade()
+    }
+}
+
+/// The nodes that are remembered.
+#[derive(Default)]
+pub(super) struct Nodes(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    nodes: HashMap<FileId, Arc<Known>>,
+    /// Size at which idle nodes are next looked for.
+    sweep_at: usize,
+}
+
+impl Nodes {
+    pub fn get(&self, id: FileId) -> Arc<Known> {
+        let mut table = self.0.lock();
+        if let Some(known) = table.nodes.get(&id) {
+            return known.clone();
+        }
+        if table.nodes.len() >= table.sweep_at.max(NODES_IDLE_MAX) {
+            table.nodes.retain(|_, known| Arc::strong_count(known) > 1);
+            table.sweep_at = table.nodes.len() * 2;
+        }
+        let known = Arc::new(Known {
+            id,
+            turn: tokio::sync::Mutex::new(()),
+            seen: Mutex::default(),
+        });
+        table.nodes.insert(id, known.clone());
+        known
+    }
+
+    /// The node, if it is remembered.
+    pub fn find(&self, id: FileId) -> Option<Arc<Known>> {
+        self.0.lock().nodes.get(&id).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Time;
+
+    fn stamp(secs: i64) -> Stamp {
+        Stamp {
+            size: 0,
+            mtime: Time { secs, nanos: 0 },
+            ctime: Time { secs, nanos: 0 },
+        }
+    }
+
+    #[test]
+    fn the_last_stamps_are_known() {
+        let nodes = Nodes::default();
+        let id = FileId {
+            dev: 1,
+            ino: 2,
+            born: 3,
+        };
+        let known = nodes.get(id);
+        assert!(!known.differs(stamp(0)), "never seen: cannot tell");
+        for secs in 0..20 {
+            known.learn(stamp(secs));
+        }
+        assert!(known.knows(stamp(19)) && known.knows(stamp(12)) && !known.knows(stamp(11)));
+        assert!(known.differs(stamp(11)) && known.differs(stamp(20)));
+        assert!(nodes.find(id).is_some());
+    }
+
+    #[test]
+    fn nodes_in_use_are_not_forgotten() {
+        let nodes = Nodes::default();
+        let id = |ino| FileId {
+            dev: 0,
+            ino,
+            born: 0,
+        };
+        let used = nodes.get(id(0));
+        for ino in 1..=NODES_IDLE_MAX as u64 {
+            nodes.get(id(ino));
+        }
+        assert!(Arc::ptr_eq(&used, &nodes.get(id(0))));
+        assert!(nodes.find(id(1)).is_none() && nodes.0.lock().nodes.len() < 10);
+    }
+}

@@ -1,0 +1,250 @@
+//! Requests that change the entries of directories.
+
+use super::connection::Attached;
+use super::known::Known;
+use super::{EPOCH, attributes, reply};
+use crate::region::Tick;
+use crate::store::{Errno, Result};
+use crate::wire::{Access, Answer, Attr, Caller, FileId, Make, Name, Node, RenameMode, Reply};
+use std::sync::Arc;
+
+/// The longest content of a symbolic link, in bytes.
+const SYMLINK_BYTES_MAX: usize = 4095;
+
+/// What a change of names has done.
+struct Done<T> {
+    value: T,
+    /// The node that the answer tells of.
+    answer: Option<FileId>,
+    /// Nodes other than the directories whose attributes have changed.
+    also: Vec<FileId>,
+    /// The directories have changed.
+    changed: bool,
+}
+
+/// What became of a change of names, when everyone has taken it in.
+struct Outcome<T> {
+    at: Tick,
+    /// Somebody else has changed something since the answer was read.
+    moved: bool,
+    result: Result<T>,
+}
+
+impl Attached {
+    pub(super) async fn make(
+        &self,
+        dir: &Node,
+        name: &Name,
+        make: &Make,
+        mode: u16,
+        by: Caller,
+    ) -> Reply {
+        if let Err(errno) = check_make(make) {
+            return self.refuse(errno);
+        }
+        let made = self.in_dirs(&[dir], || {
+            let attr = self.store().make(dir, name, make, mode & 0o7777, by)?;
+            Ok(Done {
+                value: attr,
+                answer: Some(attr.id),
+                also: Vec::new(),
+                changed: true,
+            })
+        });
+        self.named(made.await, dir, name)
+    }
+
+    pub(super) async fn link(&self, node: &Node, dir: &Node, name: &Name) -> Reply {
+        let linked = self.in_dirs(&[dir], || {
+            let before = self.store().attr(node)?;
+            let attr = self.store().link(node, dir, name)?;
+            self.renamed(&before, Some(attr));
+            Ok(Done {
+                value: attr,
+                answer: Some(node.id),
+                also: vec![node.id],
+                changed: true,
+            })
+        });
+        self.named(linked.await, dir, name)
+    }
+
+    pub(super) async fn create(
+        &self,
+        dir: &Node,
+        name: &Name,
+        mode: u16,
+        exclusive: bool,
+        by: Caller,
+    ) -> Reply {
+        let store = self.store();
+        let created = self.in_dirs(&[dir], || {
+            self.session.check_room()?;
+            let existed = store.lookup(dir, name).is_ok();
+            let (attr, file) = store.create(dir, name, mode & 0o7777, exclusive, by)?;
+            Ok(Done {
+                value: self.keep(file, attr.id, Access::Write)?,
+                answer: Some(attr.id),
+                also: Vec::new(),
+                changed: !existed,
+            })
+        });
+        let Outcome { at, result, .. } = created.await;
+        let opened = result.and_then(|(handle, kept)| {
+            Ok(Answer::Opened {
+                handle,
+                attr: kept.file.attr()?,
+                epoch: EPOCH,
+            })
+        });
+        reply(at, opened)
+    }
+
+    pub(super) async fn remove(&self, dir: &Node, name: &Name, directory: bool) -> Reply {
+        let store = self.store();
+        let removed = self.in_dirs(&[dir], || {
+            let child = store.lookup(dir, name)?;
+            store.remove(dir, name, directory)?;
+            self.renamed(&child, None);
+            Ok(Done {
+                value: (),
+                answer: None,
+                also: vec![child.id],
+                changed: true,
+            })
+        });
+        let Outcome { at, result, .. } = removed.await;
+        reply(at, result.map(|()| Answer::Done))
+    }
+
+    pub(super) async fn rename(
+        &self,
+        (from_dir, from): (&Node, &Name),
+        (to_dir, to): (&Node, &Name),
+        mode: RenameMode,
+    ) -> Reply {
+        let store = self.store();
+        let renamed = self.in_dirs(&[from_dir, to_dir], || {
+            let moved = store.lookup(from_dir, from)?;
+            let replaced = store.lookup(to_dir, to).ok();
+            store.rename(from_dir, from, to_dir, to, mode)?;
+            self.renamed(&moved, store.lookup(to_dir, to).ok());
+            if let Some(replaced) = &replaced {
+                self.renamed(replaced, store.lookup(from_dir, from).ok());
+            }
+            let also = [Some(moved), replaced];
+            Ok(Done {
+                value: (),
+                answer: None,
+                also: also.into_iter().flatten().map(|attr| attr.id).collect(),
+                changed: true,
+            })
+        });
+        let Outcome { at, result, .. } = renamed.await;
+        reply(at, result.map(|()| Answer::Done))
+    }
+
+    /// Changes the entries of directories in their turn, and waits until everyone has taken that in.
+    async fn in_dirs<T>(
+        &self,
+        dirs: &[&Node],
+        change: impl FnOnce() -> Result<Done<T>>,
+    ) -> Outcome<T> {
+        let service = &self.service;
+        let mut known: Vec<(Arc<Known>, &Node)> = dirs
+            .iter()
+            .map(|dir| (service.nodes.get(dir.id), *dir))
+            .collect();
+        known.sort_by_key(|(known, _)| known.id);
+        known.dedup_by_key(|(known, _)| known.id);
+        let mut turns = Vec::new();
+        for (known, _) in &known {
+            turns.push(known.turn.lock().await);
+        }
+        let (counted, result) = service.blocking(|| self.change_dirs(&known, change)).await;
+        drop(turns);
+        let moved = counted.moved;
+        Outcome {
+            at: counted.settled().await,
+            moved,
+            result,
+        }
+    }
+
+    fn change_dirs<T>(
+        &self,
+        dirs: &[(Arc<Known>, &Node)],
+        change: impl FnOnce() -> Result<Done<T>>,
+    ) -> (super::coherence::Change, Result<T>) {
+        let Attached {
+            service, session, ..
+        } = self;
+        let mark = service.coherence.mark();
+        let looked: Result<()> = dirs.iter().try_for_each(|(known, dir)| {
+            let attr = self.store().attr(dir)?;
+            service.look(known, &attr);
+            Ok(())
+        });
+        let done = looked.and_then(|()| change());
+        let mut stale = Vec::new();
+        for (known, dir) in dirs {
+            let now = self.store().attr(dir).map(|attr| attr.stamp());
+            let changed = match &done {
+                Ok(done) => done.changed,
+                // It may have failed halfway.
+                Err(_) => now.is_ok_and(|stamp| known.differs(stamp)),
+            };
+            if changed {
+                stale.push(attributes(known.id));
+            }
+            if let Ok(stamp) = now {
+                known.learn(stamp);
+            }
+        }
+        let mut answer = None;
+        if let Ok(done) = &done {
+            stale.extend(done.also.iter().copied().map(attributes));
+            answer = done.answer;
+        }
+        let client = Some(session.client);
+        let counted = service.coherence.change(client, stale, answer, mark);
+        (counted, done.map(|done| done.value))
+    }
+
+    /// The answer that tells of a node by its new name.
+    fn named(&self, outcome: Outcome<Attr>, dir: &Node, name: &Name) -> Reply {
+        let Outcome { at, moved, result } = outcome;
+        let answer = result.map(|attr| {
+            let path = dir.path.join(name).filter(|_| moved);
+            // It was read before the replica was subscribed. Where it cannot be read again, its directory
+            // has changed too, and the replica is told of that.
+            let again = path.and_then(|path| self.store().attr(&Node { id: attr.id, path }).ok());
+            Answer::Attr(again.unwrap_or(attr))
+        });
+        reply(at, answer)
+    }
+
+    /// A change of names has changed the attributes of a node, and nothing else of it.
+    fn renamed(&self, before: &Attr, after: Option<Attr>) {
+        let Some(known) = self.service.nodes.find(before.id) else {
+            return;
+        };
+        // Otherwise somebody else has changed it as well, which is still to be found.
+        if known.knows(before.stamp()) {
+            let after = after.filter(|after| after.id == before.id);
+            let open = || known.handle()?.file.attr().ok();
+            if let Some(after) = after.or_else(open) {
+                known.learn(after.stamp());
+            }
+        }
+    }
+}
+
+fn check_make(make: &Make) -> Result<()> {
+    match make {
+        Make::Symlink(content) if content.len() > SYMLINK_BYTES_MAX => Err(Errno::NAMETOOLONG),
+        Make::Symlink(content) if content.is_empty() => Err(Errno::NOENT),
+        Make::Symlink(content) if content.contains(&0) => Err(Errno::INVAL),
+        _ => Ok(()),
+    }
+}

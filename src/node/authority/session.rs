@@ -1,0 +1,319 @@
+//! What is kept for a replica over any number of connections: its open files, its answers, and what it is
+//! subscribed to.
+//!
+//! ```text
+//!               attach                    connection lost
+//!   (unknown) ─────────▶ connected ──────────────────────────▶ detached ── linger ──▶ (unknown)
+//!                          │  ▲ ▲                                │                        ▲
+//!                          │  │ └── attach, the older connection │                        │
+//!                          │  │     is closed                   │                        │
+//!                          │  └───────────────── attach ────────┘                        │
+//!                          └──────────────────── Goodbye ─────────────────────────────────┘
+//! ```
+//!
+//! Lock order: the table of sessions, a session's link, the coherence.
+
+use super::coherence::Coherence;
+use super::known::{Known, Nodes};
+use super::outbox::Outbox;
+use super::replies::Replies;
+use super::tree::Tree;
+use super::{CLIENTS_MAX, CLOSE_REPLACED, HANDLES_MAX, OBSERVED_MAX, REQUESTS_RUNNING_MAX};
+use super::{PULL_ROOM_BYTES, PUSH_ROOM_BYTES};
+use crate::region::ClientId;
+use crate::store::{Errno, StoreFile};
+use crate::transport::PublicKey;
+use crate::wire::{Access, FileId, HandleId, Hello, Node, Refusal, RelPath};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
+
+/// An open file of a session.
+pub(super) struct Handle {
+    pub node: Arc<Known>,
+    pub file: Box<dyn StoreFile>,
+    pub access: Access,
+}
+
+/// What is kept for one replica.
+pub(super) struct Session {
+    pub client: ClientId,
+    key: PublicKey,
+    subtree: RelPath,
+    pub tree: Arc<Tree>,
+    handles: RwLock<HashMap<HandleId, Arc<Handle>>>,
+    pub replies: Replies,
+    observed: Mutex<HashSet<FileId>>,
+    /// One permit a request that is worked at.
+    pub running: Arc<Semaphore>,
+    /// One permit a byte of pushes being received.
+    pub push_room: Semaphore,
+    /// One permit a byte read for pulls and not yet sent: those somebody waits for, and the others.
+    pub pull_room: [Semaphore; 2],
+    link: Mutex<Link>,
+}
+
+struct Link {
+    /// Counts the connections.
+    generation: u64,
+    /// The replica was told that nothing is left of an earlier session, and has not shown yet that it
+    /// knows: until it does, nothing it had can be taken as kept.
+    begun_anew: bool,
+    connection: Option<quinn::Connection>,
+    /// When it was last attached or detached.
+    since: Instant,
+}
+
+/// Numbers for handles: never the same for two sessions.
+static HANDLES: AtomicU64 = AtomicU64::new(1);
+
+impl Session {
+    fn new(hello: &Hello, key: PublicKey, tree: Arc<Tree>) -> Session {
+        Session {
+            client: hello.client,
+            key,
+            subtree: hello.subtree.clone(),
+            tree,
+            handles: RwLock::default(),
+            replies: Replies::default(),
+            observed: Mutex::default(),
+            running: Arc::new(Semaphore::new(REQUESTS_RUNNING_MAX)),
+            push_room: Semaphore::new(PUSH_ROOM_BYTES),
+            pull_room: [(); 2].map(|()| Semaphore::new(PULL_ROOM_BYTES)),
+            link: Mutex::new(Link {
+                generation: 0,
+                begun_anew: true,
+                connection: None,
+                since: Instant::now(),
+            }),
+        }
+    }
+
+    /// An open file; `EBADF` if this session has none of that number.
+    pub fn handle(&self, id: HandleId) -> Result<Arc<Handle>, Errno> {
+        self.handles.read().get(&id).cloned().ok_or(Errno::BADF)
+    }
+
+    /// `EMFILE` where no more files can be opened.
+    pub fn check_room(&self) -> Result<(), Errno> {
+        match self.handles.read().len() < HANDLES_MAX {
+            true => Ok(()),
+            false => Err(Errno::MFILE),
+        }
+    }
+
+    /// Keeps an open file. `EMFILE`.
+    pub fn keep(&self, handle: Handle) -> Result<(HandleId, Arc<Handle>), Errno> {
+        let handle = Arc::new(handle);
+        let mut handles = self.handles.write();
+        if handles.len() >= HANDLES_MAX {
+            return Err(Errno::MFILE);
+        }
+        let id = HandleId(HANDLES.fetch_add(1, Ordering::Relaxed));
+        handles.insert(id, handle.clone());
+        drop(handles);
+        handle.node.opened(&handle);
+        Ok((id, handle))
+    }
+
+    /// Closes a file. `EBADF`.
+    pub fn close(&self, id: HandleId) -> Result<(), Errno> {
+        let closed = self.handles.write().remove(&id);
+        closed.map(drop).ok_or(Errno::BADF)
+    }
+
+    /// The replica now has copies from this directory. True if it had none before. Asks the store.
+    pub fn observe(&self, dir: &Node, nodes: &Nodes) -> bool {
+        {
+            let mut observed = self.observed.lock();
+            if observed.contains(&dir.id) || observed.len() >= OBSERVED_MAX {
+                return false;
+            }
+            observed.insert(dir.id);
+        }
+        self.tree.observe(dir, nodes);
+        true
+    }
+
+    /// The replica has no copies from this directory any more, if it ever had.
+    pub fn unobserve(&self, dir: FileId) {
+        if self.observed.lock().remove(&dir) {
+            self.tree.unobserve(dir);
+        }
+    }
+
+    /// The replica has used the connection of this generation: it knows what it was told when it was let
+    /// in.
+    pub fn confirm(&self, generation: u64) {
+        let mut link = self.link.lock();
+        link.begun_anew &= link.generation != generation;
+    }
+
+    /// Lets go of everything that holds resources.
+    fn release(&self) {
+        let handles = std::mem::take(&mut *self.handles.write());
+        drop(handles);
+        let observed = std::mem::take(&mut *self.observed.lock());
+        observed
+            .into_iter()
+            .for_each(|dir| self.tree.unobserve(dir));
+    }
+}
+
+/// A connection was attached to its session.
+#[derive(Clone)]
+pub(super) struct Attachment {
+    pub session: Arc<Session>,
+    pub outbox: Arc<Outbox>,
+    /// Which of the session's connections this is.
+    pub generation: u64,
+    /// The session and its subscriptions were still there.
+    pub resumed: bool,
+}
+
+/// All sessions.
+pub(super) struct Sessions {
+    table: Mutex<HashMap<ClientId, Arc<Session>>>,
+    clients_max: usize,
+    /// How many sessions have begun, and how many of them have ended.
+    counts: watch::Sender<(u64, u64)>,
+}
+
+impl Sessions {
+    /// With `once`, only one session is ever let in.
+    pub fn new(once: bool) -> Sessions {
+        Sessions {
+            table: Mutex::default(),
+            clients_max: if once { 1 } else { CLIENTS_MAX },
+            counts: watch::Sender::new((0, 0)),
+        }
+    }
+
+    /// The tree of the session that `hello` means, if there is one.
+    pub fn tree(&self, hello: &Hello) -> Option<Arc<Tree>> {
+        let table = self.table.lock();
+        let session = table.get(&hello.client)?;
+        (session.subtree == hello.subtree).then(|| session.tree.clone())
+    }
+
+    /// Attaches a connection to its session, a new one if there is none.
+    pub fn attach(
+        &self,
+        hello: &Hello,
+        key: PublicKey,
+        tree: Arc<Tree>,
+        connection: &quinn::Connection,
+        coherence: &Coherence,
+    ) -> Result<Attachment, Refusal> {
+        let mut table = self.table.lock();
+        let session = match table.get(&hello.client) {
+            Some(session) if session.key != key => return Err(Refusal::Client),
+            Some(session) if session.subtree != hello.subtree => {
+                return Err(Refusal::Subtree(Errno::INVAL.raw_os_error()));
+            }
+            Some(session) => session.clone(),
+            None => {
+                self.make_room(&mut table, coherence)?;
+                let session = Arc::new(Session::new(hello, key, tree));
+                table.insert(hello.client, session.clone());
+                self.counts.send_modify(|(begun, _)| *begun += 1);
+                session
+            }
+        };
+        let mut link = session.link.lock();
+        link.generation += 1;
+        link.since = Instant::now();
+        if let Some(older) = link.connection.replace(connection.clone()) {
+            older.close(CLOSE_REPLACED, b"the replica has connected anew");
+        }
+        let outbox = Arc::new(Outbox::default());
+        link.begun_anew |= !coherence.attach(session.client, outbox.clone());
+        let attachment = Attachment {
+            outbox,
+            generation: link.generation,
+            resumed: !link.begun_anew,
+            session: session.clone(),
+        };
+        drop(link);
+        drop(table);
+        if !attachment.resumed {
+            // It opens its files anew. Its answers stay: a request that was applied and comes again must
+            // not be applied twice.
+            session.release();
+        }
+        Ok(attachment)
+    }
+
+    /// A new session is allowed only where there is room, at worst that of one whose replica has been away
+    /// for longer than its lease.
+    fn make_room(
+        &self,
+        table: &mut HashMap<ClientId, Arc<Session>>,
+        coherence: &Coherence,
+    ) -> Result<(), Refusal> {
+        if self.clients_max == 1 && self.counts.borrow().0 > 0 {
+            return Err(Refusal::Full);
+        }
+        if table.len() < self.clients_max {
+            return Ok(());
+        }
+        let away = |session: &Arc<Session>| {
+            let link = session.link.lock();
+            let away = link.since.elapsed();
+            (link.connection.is_none() && away >= coherence.lease()).then_some(away)
+        };
+        let longest = table.values().filter_map(|s| Some((away(s)?, s.client)));
+        let (_, client) = longest.max().ok_or(Refusal::Full)?;
+        if let Some(session) = table.remove(&client) {
+            self.ended(&session, coherence);
+        }
+        Ok(())
+    }
+
+    /// A connection is gone. False if another one has taken its place.
+    pub fn detach(&self, attachment: &Attachment, coherence: &Coherence) -> bool {
+        let session = &attachment.session;
+        let mut link = session.link.lock();
+        coherence.detach(session.client, &attachment.outbox);
+        if link.generation != attachment.generation {
+            return false;
+        }
+        link.connection = None;
+        link.since = Instant::now();
+        true
+    }
+
+    /// Ends a session, unless it has got another connection in the meantime.
+    pub fn end(&self, attachment: &Attachment, coherence: &Coherence) {
+        let session = &attachment.session;
+        let mut table = self.table.lock();
+        if session.link.lock().generation != attachment.generation {
+            return;
+        }
+        let current = table.get(&session.client);
+        if current.is_some_and(|current| Arc::ptr_eq(current, session)) {
+            table.remove(&session.client);
+            self.ended(session, coherence);
+        }
+    }
+
+    /// A session was taken from the table.
+    fn ended(&self, session: &Session, coherence: &Coherence) {
+        coherence.gone(session.client);
+        session.release();
+        self.counts.send_modify(|(_, ended)| *ended += 1);
+    }
+
+    /// Waits until a session has ended, or until none has begun within `patience`.
+    pub async fn wait_once(&self, patience: Duration) {
+        let mut counts = self.counts.subscribe();
+        let begun = counts.wait_for(|(begun, _)| *begun > 0);
+        if tokio::time::timeout(patience, begun).await.is_ok() {
+            // An error means that nobody could end one any more.
+            let _ = counts.wait_for(|(_, ended)| *ended > 0).await;
+        }
+    }
+}
