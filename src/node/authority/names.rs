@@ -42,7 +42,7 @@ impl Attached {
         if let Err(errno) = check_make(make) {
             return self.refuse(errno);
         }
-        let made = self.in_dirs(&[dir], || {
+        let made = self.in_dirs([dir], || {
             let attr = self.store().make(dir, name, make, mode & 0o7777, by)?;
             Ok(Done {
                 value: attr,
@@ -55,7 +55,7 @@ impl Attached {
     }
 
     pub(super) async fn link(&self, node: &Node, dir: &Node, name: &Name) -> Reply {
-        let linked = self.in_dirs(&[dir], || {
+        let linked = self.in_dirs([dir], || {
             let before = self.store().attr(node)?;
             let attr = self.store().link(node, dir, name)?;
             self.renamed(&before, Some(attr));
@@ -78,7 +78,7 @@ impl Attached {
         by: Caller,
     ) -> Reply {
         let store = self.store();
-        let created = self.in_dirs(&[dir], || {
+        let created = self.in_dirs([dir], || {
             self.session.check_room()?;
             let existed = store.lookup(dir, name).is_ok();
             let (attr, file) = store.create(dir, name, mode & 0o7777, exclusive, by)?;
@@ -102,7 +102,7 @@ impl Attached {
 
     pub(super) async fn remove(&self, dir: &Node, name: &Name, directory: bool) -> Reply {
         let store = self.store();
-        let removed = self.in_dirs(&[dir], || {
+        let removed = self.in_dirs([dir], || {
             let child = store.lookup(dir, name)?;
             store.remove(dir, name, directory)?;
             self.renamed(&child, None);
@@ -124,7 +124,7 @@ impl Attached {
         mode: RenameMode,
     ) -> Reply {
         let store = self.store();
-        let renamed = self.in_dirs(&[from_dir, to_dir], || {
+        let renamed = self.in_dirs([from_dir, to_dir], || {
             let moved = store.lookup(from_dir, from)?;
             let replaced = store.lookup(to_dir, to).ok();
             store.rename(from_dir, from, to_dir, to, mode)?;
@@ -145,15 +145,15 @@ impl Attached {
     }
 
     /// Changes the entries of directories in their turn, and waits until everyone has taken that in.
-    async fn in_dirs<T>(
+    async fn in_dirs<T, const N: usize>(
         &self,
-        dirs: &[&Node],
+        dirs: [&Node; N],
         change: impl FnOnce() -> Result<Done<T>>,
     ) -> Outcome<T> {
         let service = &self.service;
         let mut known: Vec<(Arc<Known>, &Node)> = dirs
-            .iter()
-            .map(|dir| (service.nodes.get(dir.id), *dir))
+            .into_iter()
+            .map(|dir| (service.nodes.get(dir.id), dir))
             .collect();
         known.sort_by_key(|(known, _)| known.id);
         known.dedup_by_key(|(known, _)| known.id);
