@@ -26,7 +26,16 @@ struct Served {
 
 fn serve(directory: &Path, identity: Identity, address: SocketAddr) -> Served {
     let authorized = Authorized::Keys(vec![identity.public()]);
-    let listener = Arc::new(Listener::new(address, &identity, authorized).unwrap());
+    let listener = loop {
+        // The address may still be held by the tasks of one that was just ended.
+        match Listener::new(address, &identity, authorized.clone()) {
+            Ok(listener) => break Arc::new(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{address}: {error}"),
+        }
+    };
     let store = Arc::new(Directory::open(directory).unwrap());
     let options = AuthorityOptions { lease: LEASE, ..AuthorityOptions::default() };
     let task = tokio::spawn(authority::serve(listener.clone(), store, options));
