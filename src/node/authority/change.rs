@@ -81,11 +81,7 @@ impl Attached {
                 None => self.refuse(Errno::INVAL),
             },
             ChangeRequest::Sync { handle, data_only } => self.sync(handle, data_only).await,
-            ChangeRequest::SyncDir { dir } => {
-                let at = self.service.coherence.mark().at;
-                let synced = self.service.blocking(|| self.store().sync_dir(&dir)).await;
-                reply(at, synced.map(|()| Answer::Done))
-            }
+            ChangeRequest::SyncDir { dir } => self.sync_dir(&dir).await,
         }
     }
 
@@ -172,6 +168,12 @@ impl Attached {
         let at = coherence.subscribe_first(self.session.client, handle.node.id);
         let answer = synced.and_then(|()| file.attr());
         reply(at, answer.map(Answer::Attr))
+    }
+
+    async fn sync_dir(&self, dir: &Node) -> Reply {
+        let at = self.service.coherence.mark().at;
+        let synced = self.service.blocking(|| self.store().sync_dir(dir)).await;
+        reply(at, synced.map(|()| Answer::Done))
     }
 
     /// A handle that is open for writing. `EBADF`.

@@ -1,1 +1,4 @@
+//! The service over real QUIC on loopback, spoken to in raw messages of the wire.
 
+mod client;
+mod transfer;
