@@ -1,9 +1,168 @@
-//! cli
+//! The commands: one file each. They read what was typed, wire the parts together, and say what came
+//! of it: results on stdout, progress and complaints on stderr, one line each.
+//!
+//! Exit codes: 0 it went well, 1 it did not, 2 what was typed is wrong; as `mount.memfs` those of
+//! `mount(8)`.
 
+mod completions;
+mod control;
+mod flush;
+mod forget;
 pub mod key;
+mod log;
+mod man;
+mod mount;
+mod progress;
+mod pull;
 pub mod serve;
+mod status;
+mod umount;
+
+use clap::{CommandFactory as _, Parser};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What was typed is wrong.
+const EXIT_USAGE: u8 = 2;
+
+const EXAMPLES: &str = "\
+Examples:
+  memfs mount host:/srv/data /mnt            a directory of another machine, over your own ssh
+  memfs mount memfs://host/ /mnt             what 'memfs serve' serves there
+  memfs mount ./data /mnt                    a directory of this machine
+  memfs status /mnt                          what is here, what is on its way
+  memfs umount /mnt                          send the rest, then unmount
+  memfs serve --listen 0.0.0.0:4433 /srv/data
+
+Log messages go to stderr: -v for more of them, or MEMFS_LOG=memfs=debug and the like.";
+
+/// Files of another machine as files of this one, to be read, written and mapped while they are still
+/// on their way
+#[derive(Debug, Parser)]
+#[command(name = "memfs", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    /// Say more on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Mount(Box<mount::Args>),
+    Serve(serve::Args),
+    Umount(umount::Args),
+    Status(status::Args),
+    Pull(pull::Args),
+    Flush(flush::Args),
+    Forget(forget::Args),
+    Key(key::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
 
 /// Runs the program.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().map(Path::new).and_then(Path::file_name);
+    if called == Some(OsStr::new("mount.memfs")) {
+        return mount::run_as_helper(args.split_off(1));
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if let Command::Mount(args) = cli.command {
+        return mount::run(*args, cli.verbose);
+    }
+    if let Err(error) = log::start(cli.verbose, None) {
+        return fail(error);
+    }
+    match cli.command {
+        // It has log options of its own.
+        Command::Mount(_) => ExitCode::FAILURE,
+        Command::Serve(args) => serve::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Flush(args) => flush::run(&args),
+        Command::Forget(args) => forget::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
+
+/// The whole command line, for what is generated from it.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Complains, in one line.
+fn fail(error: impl Display) -> ExitCode {
+    complain(error);
+    ExitCode::FAILURE
+}
+
+fn complain(error: impl Display) {
+    eprintln!("memfs: {error}");
+}
+
+/// What clap has to say: help and version as they are, a complaint as one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion,
+    };
+    if let DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand = error.kind() {
+        // A reader that went away is no error.
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
+    }
+    complain(one_line(error));
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// clap's complaint without its decoration and what follows it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let told = text.lines().take_while(|line| !line.is_empty());
+    let line = told.map(str::trim).collect::<Vec<_>>().join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+/// Prints a result. A reader that went away is no error.
+fn print(text: impl Display) {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn complaints_are_one_line() {
+        let bad = [
+            "memfs mount --push-interval x a b",
+            "memfs mount a",
+            "memfs nothing",
+            "memfs status --jsno",
+            "memfs mount --idmap x a b",
+        ];
+        for line in bad {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            let told = one_line(&error);
+            assert!(!told.contains('\n') && !told.starts_with("error"), "{told}");
+            assert!(told.len() > 20, "{told}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// State of the link to the authority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
     /// Requests are answered.
@@ -23,7 +23,7 @@ pub enum LinkState {
 }
 
 /// What a replica is doing.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// `host:port`.
     pub server: String,
@@ -42,7 +42,7 @@ pub struct Status {
 }
 
 /// What a replica knows of a region.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct RegionStatus {
     /// Path below the mount.
     pub path: String,

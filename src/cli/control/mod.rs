@@ -1,0 +1,148 @@
+//! How commands talk with the process of a mount: over a Unix socket of its user, one connection for each
+//! command.
+//!
+//! ```text
+//! command                                    process of the mount
+//!   Request, a line of JSON ───────────────▶
+//!   ◀─────────────────────────────── Events, a line of JSON each, until the connection ends
+//! ```
+//!
+//! The socket is named by the mount's device number, which `/proc/self/mountinfo` shows to everybody, in a
+//! directory that only the user can enter. Each side checks who the other one is.
+
+mod client;
+mod files;
+mod server;
+
+pub use client::{Client, find};
+pub use files::each;
+pub use server::{Left, Server, Service};
+
+use crate::frontend::fuse::mounts::Device;
+use crate::node::replica::Status;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+/// What a command asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// [`Event::Status`].
+    Status,
+    /// Bring files in whole. [`Event::Progress`] in bytes, [`Event::Failed`] for what cannot be had, and
+    /// [`Event::Done`].
+    Pull {
+        /// Inode numbers and sizes in bytes.
+        files: Vec<(u64, u64)>,
+        /// Tell how it goes; otherwise [`Event::Done`] comes at once.
+        wait: bool,
+    },
+    /// Push what is dirty of these inodes. [`Event::Progress`] in files, [`Event::Failed`], [`Event::Done`].
+    Flush {
+        /// Inode numbers and sizes in bytes.
+        files: Vec<(u64, u64)>,
+    },
+    /// Drop what is clean of these inodes. Events as for `Flush`.
+    Forget {
+        /// Inode numbers and sizes in bytes.
+        files: Vec<(u64, u64)>,
+    },
+    /// Push everything: [`Event::Progress`] in bytes, [`Event::Left`] for what could not be pushed, and
+    /// [`Event::Pushed`]. Once the mount is unmounted: [`Event::Left`] again, and the end.
+    Umount {
+        /// Give up soon.
+        force: bool,
+    },
+}
+
+/// What a command is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// What is going on.
+    Status(Box<MountStatus>),
+    /// So much of it is done.
+    Progress {
+        /// Bytes or files.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+    /// It did not go well with an inode.
+    Failed {
+        /// The inode.
+        inode: u64,
+        /// Why.
+        errno: i32,
+    },
+    /// It is carried out.
+    Done,
+    /// It is not pushed.
+    Left(Left),
+    /// Pushing has come to its end.
+    Pushed,
+}
+
+/// A mount and what its replica is doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Where it is mounted.
+    pub mountpoint: String,
+    /// What was mounted.
+    pub source: String,
+    /// Process that serves the mount.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Changes are refused.
+    pub read_only: bool,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub replica: Status,
+}
+
+/// Where the socket of a mount of the user `owner` may be, likeliest first.
+pub fn socket_paths(device: Device, owner: u32) -> Vec<PathBuf> {
+    let directories = match owner {
+        0 => vec![PathBuf::from("/run/memfs")],
+        _ => {
+            let own = rustix::process::getuid().as_raw() == owner;
+            let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| own);
+            let runtime = runtime.map(PathBuf::from).filter(|path| path.is_absolute());
+            let usual = PathBuf::from(format!("/run/user/{owner}"));
+            let mut directories: Vec<PathBuf> = runtime.into_iter().collect();
+            if !directories.contains(&usual) {
+                directories.push(usual);
+            }
+            let mut directories: Vec<_> =
+                directories.iter().map(|path| path.join("memfs")).collect();
+            directories.push(PathBuf::from(format!("/tmp/memfs-{owner}")));
+            directories
+        }
+    };
+    let name = format!("{}-{}", device.major, device.minor);
+    directories.iter().map(|path| path.join(&name)).collect()
+}
+
+/// That a directory is this user's alone.
+///
+/// # Errors
+/// `PermissionDenied`, with a text that says what is wrong.
+pub fn check_private(metadata: &std::fs::Metadata) -> io::Result<()> {
+    let wrong = |what: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    if !metadata.is_dir() {
+        return wrong("not a directory".into());
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return wrong(format!("it belongs to user {}", metadata.uid()));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o7777;
+        return wrong(format!(
+            "others can get in (mode {mode:04o}): 'chmod go=' it"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! Whom to connect to, and the replica over that connection.
+
+use super::plan::Plan;
+use super::source::Source;
+use crate::cli::serve::open_store;
+use crate::node::authority::{self, AuthorityOptions};
+use crate::node::replica::{Replica, ReplicaOptions};
+use crate::store::Store;
+use crate::transport::ssh::{self, SshTarget, Started};
+use crate::transport::{Authorized, Dialer, Identity, Listener, ServerTrust, Unknown};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+/// The memfs program over there, where nobody says another.
+const SERVER_DEFAULT: &str = "memfs";
+
+/// Whom to connect to.
+pub enum Target {
+    /// Who was started over ssh.
+    Started(Started),
+    /// Who runs already.
+    Server {
+        /// Name or address.
+        host: String,
+        /// UDP port.
+        port: u16,
+        /// Who we are.
+        identity: Box<Identity>,
+        /// Whom we trust.
+        trust: ServerTrust,
+    },
+    /// Ourselves.
+    Store(Arc<dyn Store>),
+}
+
+/// A replica, and what has to stay for it to work.
+pub struct Connected {
+    /// The replica.
+    pub replica: Arc<Replica>,
+    /// Where the authority inside this process listens.
+    pub listener: Option<Arc<Listener>>,
+}
+
+impl Target {
+    /// Reads keys, opens the store, or has ssh start the far side, which may ask on the terminal.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub fn find(plan: &Plan) -> Result<Target, String> {
+        let settings = &plan.settings;
+        match &plan.source {
+            Source::Ssh {
+                destination,
+                directory,
+            } => ssh::start(&SshTarget {
+                destination: destination.clone(),
+                directory: directory.clone(),
+                ssh: plan.ssh.clone(),
+                server: settings
+                    .server
+                    .clone()
+                    .unwrap_or_else(|| SERVER_DEFAULT.into()),
+                read_only: settings.read_only,
+            })
+            .map(Target::Started),
+            Source::Server { host, port, .. } => {
+                let identity = match &settings.identity {
+                    Some(path) => Identity::load_or_create(path),
+                    None => Identity::load_default(),
+                };
+                let identity = identity.map_err(|e| e.to_string())?;
+                Ok(Target::Server {
+                    host: host.clone(),
+                    port: *port,
+                    trust: trust(plan, &identity)?,
+                    identity: Box::new(identity),
+                })
+            }
+            Source::Store(text) => open_store(text).map(Target::Store),
+        }
+    }
+
+    /// Connects, and is let in.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub async fn connect(self, options: ReplicaOptions) -> Result<Connected, String> {
+        match self {
+            Target::Started(started) => connect_started(started, options).await,
+            Target::Server {
+                host,
+                port,
+                identity,
+                trust,
+            } => {
+                let dialer = Dialer::new(&host, port, *identity, trust);
+                let dialer = dialer.map_err(|e| format!("no UDP socket: {e}"))?;
+                Ok(Connected {
+                    replica: Replica::connect(dialer, options).await?,
+                    listener: None,
+                })
+            }
+            Target::Store(store) => connect_inside(store, options).await,
+        }
+    }
+}
+
+fn trust(plan: &Plan, identity: &Identity) -> Result<ServerTrust, String> {
+    if let Some(fingerprint) = &plan.settings.server_key {
+        return Ok(ServerTrust::Fingerprint(fingerprint.clone()));
+    }
+    let path = match &plan.settings.known_hosts {
+        Some(path) => path.clone(),
+        None => ServerTrust::default_path().map_err(|e| e.to_string())?,
+    };
+    Ok(ServerTrust::KnownHosts {
+        own: identity.public(),
+        path,
+        unknown: match plan.settings.accept_new {
+            true => Unknown::Accept,
+            false => Unknown::Ask,
+        },
+    })
+}
+
+/// Tries each name that the machine may have here.
+async fn connect_started(started: Started, options: ReplicaOptions) -> Result<Connected, String> {
+    let mut complaint = None;
+    for host in &started.hosts {
+        let trust = ServerTrust::Key(started.server);
+        let dialer = Dialer::new(host, started.port, started.identity.clone(), trust);
+        let dialer = dialer.map_err(|e| format!("no UDP socket: {e}"))?;
+        match Replica::connect(dialer, options.clone()).await {
+            Ok(replica) => {
+                return Ok(Connected {
+                    replica,
+                    listener: None,
+                });
+            }
+            Err(error) => complaint = complaint.or(Some(error)),
+        }
+    }
+    Err(complaint.unwrap_or_else(|| "ssh does not tell where it went".into()))
+}
+
+/// The authority runs here, with keys that nobody else has.
+async fn connect_inside(
+    store: Arc<dyn Store>,
+    options: ReplicaOptions,
+) -> Result<Connected, String> {
+    let (ours, theirs) = (Identity::generate(), Identity::generate());
+    let trust = ServerTrust::Key(theirs.public());
+    let allowed = Authorized::Keys(vec![ours.public()]);
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let no_socket = |e: std::io::Error| format!("no UDP socket: {e}");
+    let listener = Arc::new(Listener::new(any, &theirs, allowed).map_err(no_socket)?);
+    let address = listener.address().map_err(no_socket)?;
+    tokio::spawn(authority::serve(
+        Arc::clone(&listener),
+        store,
+        AuthorityOptions {
+            read_only: options.read_only,
+            ..AuthorityOptions::default()
+        },
+    ));
+    let dialer = Dialer::new(&address.ip().to_string(), address.port(), ours, trust);
+    let replica = Replica::connect(dialer.map_err(no_socket)?, options).await?;
+    Ok(Connected {
+        replica,
+        listener: Some(listener),
+    })
+}

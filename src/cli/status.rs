@@ -1,0 +1,183 @@
+//! `memfs status`: what is here, what is on its way.
+
+use super::control::{Client, Event, MountStatus, Request, find};
+use super::{complain, fail, print};
+use crate::frontend::fuse::mounts::{self, Mount};
+use crate::node::replica::{LinkState, RegionStatus};
+use crate::units::format_size;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How often --watch looks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Clears the screen and goes to its upper left corner.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// Show mounts: the link, and of each file in use what is here, dirty, and on its way
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print an array of objects, for programs; with --watch one array a line
+    #[arg(long)]
+    json: bool,
+    /// Again every second, with rates, until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// Where it is mounted, or anything below; all mounts without it
+    mountpoint: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
+    let mut before: Option<(Instant, Vec<MountStatus>)> = None;
+    loop {
+        let mounts = match wanted(args) {
+            Ok(mounts) => mounts,
+            Err(error) => return fail(error),
+        };
+        let now = Instant::now();
+        let (statuses, well) = ask(&mounts);
+        match args.json {
+            true => match serde_json::to_string(&statuses) {
+                Ok(json) => print(json),
+                Err(error) => return fail(error),
+            },
+            false => show(
+                args,
+                &statuses,
+                before.as_ref().map(|(at, old)| (now - *at, &old[..])),
+            ),
+        }
+        if !args.watch {
+            return if well {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
+        before = Some((now, statuses));
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn wanted(args: &Args) -> Result<Vec<Mount>, String> {
+    if let Some(path) = &args.mountpoint {
+        return find(path).map(|mount| vec![mount]);
+    }
+    let mounts = mounts::read().map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
+    let own = rustix::process::getuid();
+    let ours =
+        |mount: &Mount| mount.is_memfs() && (own.is_root() || mount.owner == Some(own.as_raw()));
+    Ok(mounts.into_iter().filter(ours).collect())
+}
+
+/// What the mounts say, and whether all of them did.
+fn ask(mounts: &[Mount]) -> (Vec<MountStatus>, bool) {
+    let mut statuses = Vec::new();
+    for mount in mounts {
+        let status = Client::connect(mount).and_then(|mut client| {
+            client.ask(&Request::Status)?;
+            match client.next()? {
+                Some(Event::Status(status)) => Ok(*status),
+                _ => Err("the process of the mount says nothing".into()),
+            }
+        });
+        match status {
+            Ok(status) => statuses.push(status),
+            Err(error) => complain(error),
+        }
+    }
+    let well = statuses.len() == mounts.len();
+    (statuses, well)
+}
+
+fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[MountStatus])>) {
+    let mut text = String::new();
+    if args.watch && std::io::stdout().is_terminal() {
+        text.push_str(CLEAR);
+    }
+    if statuses.is_empty() && !args.watch {
+        complain("nothing is mounted");
+        return;
+    }
+    for status in statuses {
+        let old = before.and_then(|(passed, old)| {
+            let same = old.iter().find(|old| old.mountpoint == status.mountpoint)?;
+            Some((passed, same))
+        });
+        // Writing to a string does not fail.
+        let _ = describe(&mut text, status, old);
+    }
+    print(text.trim_end());
+}
+
+fn describe(
+    text: &mut String,
+    status: &MountStatus,
+    before: Option<(Duration, &MountStatus)>,
+) -> std::fmt::Result {
+    let replica = &status.replica;
+    let link = match replica.link {
+        LinkState::Up => "up",
+        LinkState::Reconnecting => "reconnecting, copies are still good",
+        LinkState::Lost => "lost, waiting for it",
+    };
+    let mode = if status.read_only {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    writeln!(text, "{} on {} ({mode})", status.source, status.mountpoint)?;
+    let rtt = replica.rtt_us as f64 / 1000.0;
+    writeln!(text, "  link     {link}, {} ({rtt:.1} ms)", replica.server)?;
+    let rate = |now: u64, old: fn(&MountStatus) -> u64| match before {
+        Some((passed, before)) if !passed.is_zero() => {
+            let bytes = now.saturating_sub(old(before)) as f64 / passed.as_secs_f64();
+            format!(" ({}/s)", format_size(bytes as u64))
+        }
+        _ => String::new(),
+    };
+    writeln!(
+        text,
+        "  pulled   {}{}",
+        format_size(replica.pulled_bytes),
+        rate(replica.pulled_bytes, |old| old.replica.pulled_bytes)
+    )?;
+    writeln!(
+        text,
+        "  pushed   {}{}",
+        format_size(replica.pushed_bytes),
+        rate(replica.pushed_bytes, |old| old.replica.pushed_bytes)
+    )?;
+    if replica.waiting > 0 {
+        writeln!(text, "  waiting  {} requests", replica.waiting)?;
+    }
+    writeln!(text, "  process  {} (memfs {})", status.pid, status.version)?;
+    table(text, &replica.regions)
+}
+
+fn table(text: &mut String, regions: &[RegionStatus]) -> std::fmt::Result {
+    if regions.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "  {:>10} {:>10} {:>10} {:>10} {:>5}  FILE",
+        "SIZE", "PRESENT", "DIRTY", "IN FLIGHT", "OPEN"
+    )?;
+    for region in regions {
+        writeln!(
+            text,
+            "  {:>10} {:>10} {:>10} {:>10} {:>5}  {}",
+            format_size(region.size),
+            format_size(region.present_bytes),
+            format_size(region.dirty_bytes),
+            format_size(region.in_flight_bytes),
+            region.opens,
+            region.path
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Replicas and an authority over real QUIC on loopback, without a kernel in between.
+
+use memfs::node::authority::{self, AuthorityOptions};
+use memfs::node::replica::{NodeNo, ROOT, Replica, ReplicaOptions};
+use memfs::store::directory::Directory;
+use memfs::transport::{Authorized, Dialer, Identity, Listener, ServerTrust};
+use memfs::units::ByteRange;
+use memfs::wire::{Caller, Make, Name, RenameMode, SetAttr};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+const ME: Caller = Caller { uid: 0, gid: 0 };
+const LEASE: Duration = Duration::from_millis(1500);
+
+/// An authority that serves a directory, until it is killed.
+struct Served {
+    address: SocketAddr,
+    identity: Identity,
+    listener: Arc<Listener>,
+    task: JoinHandle<()>,
+}
+
+fn serve(directory: &Path, identity: Identity, address: SocketAddr) -> Served {
+    let authorized = Authorized::Keys(vec![identity.public()]);
+    let listener = loop {
+        // The address may still be held by the tasks of one that was just ended.
+        match Listener::new(address, &identity, authorized.clone()) {
+            Ok(listener) => break Arc::new(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{address}: {error}"),
+        }
+    };
+    let store = Arc::new(Directory::open(directory).unwrap());
+    let options = AuthorityOptions { lease: LEASE, ..AuthorityOptions::default() };
+    let task = tokio::spawn(authority::serve(listener.clone(), store, options));
+    Served { address: listener.address().unwrap(), identity, listener, task }
+}
+
+impl Served {
+    fn new(directory: &Path) -> Served {
+        serve(directory, Identity::generate(), "127.0.0.1:0".parse().unwrap())
+    }
+
+    async fn mount(&self, options: ReplicaOptions) -> Arc<Replica> {
+        let trust = ServerTrust::Key(self.identity.public());
+        let host = self.address.ip().to_string();
+        let dialer =
+            Dialer::new(&host, self.address.port(), self.identity.clone(), trust).unwrap();
+        Replica::connect(dialer, options).await.unwrap()
+    }
+
+    /// Ends it without a word to anybody, and starts another on the same address.
+    async fn restart(self, directory: &Path) -> Served {
+        let Served { address, identity, listener, task } = self;
+        task.abort();
+        let _ = task.await;
+        listener.close();
+        drop(listener);
+        serve(directory, identity, address)
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+async fn read(replica: &Replica, node: NodeNo, offset: u64, len: u32) -> Vec<u8> {
+    let (handle, _) = replica.open(node, true, false).await.unwrap();
+    let bytes = replica.read(handle, offset, len, <[u8]>::to_vec).await.unwrap();
+    replica.flush(handle).await.unwrap();
+    replica.close(handle);
+    bytes
+}
+
+async fn write(replica: &Replica, node: NodeNo, offset: u64, bytes: &[u8]) {
+    let (handle, _) = replica.open(node, true, true).await.unwrap();
+    replica.write(handle, offset, bytes, false).await.unwrap();
+    replica.flush(handle).await.unwrap();
+    replica.close(handle);
+}
+
+/// Bytes that differ from page to page and within it.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[7]).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_served_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = pattern(3_000_001);
+    std::fs::write(directory.path().join("file"), &bytes).unwrap();
+    let served = Served::new(directory.path());
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let entry = replica.lookup(ROOT, &name("file")).await.unwrap();
+    assert_eq!(entry.attr.size, bytes.len() as u64);
+    assert_eq!(read(&replica, entry.node, 0, 4096).await, bytes[..4096]);
+    assert_eq!(read(&replica, entry.node, 2_999_999, 4096).await, bytes[2_999_999..]);
+    assert_eq!(read(&replica, entry.node, 1_000_000, 1 << 20).await, bytes[1_000_000..2_048_576]);
+    replica.pull(entry.node, ByteRange::new(0, u64::MAX), &mut |_, _| {}).await.unwrap();
+    assert_eq!(read(&replica, entry.node, 0, 3_000_001).await, bytes);
+    assert!(replica.lookup(ROOT, &name("none")).await.is_err());
+    assert!(replica.shut_down(Duration::from_secs(5)).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_arrives() {
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::new(directory.path());
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let (entry, handle) =
+        replica.create(ROOT, &name("new"), 0o644, true, ME).await.unwrap();
+    let bytes = pattern(5_000_000);
+    for (index, part) in bytes.chunks(100_000).enumerate() {
+        replica.write(handle, index as u64 * 100_000, part, false).await.unwrap();
+    }
+    // Read your writes, before they have arrived.
+    let middle = replica.read(handle, 2_400_000, 200_000, <[u8]>::to_vec).await.unwrap();
+    assert_eq!(middle, bytes[2_400_000..2_600_000]);
+    replica.sync(handle, false).await.unwrap();
+    assert_eq!(std::fs::read(directory.path().join("new")).unwrap(), bytes);
+    replica.close(handle);
+    assert_eq!(replica.get_attr(entry.node).await.unwrap().attr.size, 5_000_000);
+
+    // In the middle of a page, across one, and past the end.
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let node = replica.lookup(ROOT, &name("new")).await.unwrap().node;
+    write(&replica, node, 4090, b"across a page").await;
+    write(&replica, node, 5_000_100, b"past the end").await;
+    let mut expected = bytes.clone();
+    expected[4090..4103].copy_from_slice(b"across a page");
+    expected.resize(5_000_100, 0);
+    expected.extend_from_slice(b"past the end");
+    assert_eq!(std::fs::read(directory.path().join("new")).unwrap(), expected);
+    assert_eq!(read(&replica, node, 0, 6_000_000).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_see_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), pattern(100_000)).unwrap();
+    let served = Served::new(directory.path());
+    let a = served.mount(ReplicaOptions::default()).await;
+    let b = served.mount(ReplicaOptions::default()).await;
+    let at_a = a.lookup(ROOT, &name("file")).await.unwrap().node;
+    let at_b = b.lookup(ROOT, &name("file")).await.unwrap().node;
+    let (open_at_b, _) = b.open(at_b, true, false).await.unwrap();
+    for round in 0..50u8 {
+        let bytes = vec![round; 5000];
+        write(&a, at_a, u64::from(round) * 1000, &bytes).await;
+        let seen = b
+            .read(open_at_b, u64::from(round) * 1000, 5000, <[u8]>::to_vec)
+            .await
+            .unwrap();
+        assert_eq!(seen, bytes, "round {round}");
+    }
+    // Names too, and that they are gone.
+    assert!(b.lookup(ROOT, &name("later")).await.is_err());
+    a.make(ROOT, &name("later"), Make::Directory, 0o755, ME).await.unwrap();
+    b.lookup(ROOT, &name("later")).await.unwrap();
+    a.rename(ROOT, &name("later"), ROOT, &name("moved"), RenameMode::Replace).await.unwrap();
+    assert!(b.lookup(ROOT, &name("later")).await.is_err());
+    b.lookup(ROOT, &name("moved")).await.unwrap();
+    // A truncation by one is seen by the other.
+    let set = SetAttr { size: Some(10), ..SetAttr::default() };
+    a.set_attr(at_a, None, set, ME).await.unwrap();
+    assert_eq!(b.read(open_at_b, 0, 5000, <[u8]>::to_vec).await.unwrap().len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_replica_holds_up_a_change_for_its_lease_only() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), pattern(10_000)).unwrap();
+    let served = Served::new(directory.path());
+    let a = served.mount(ReplicaOptions::default()).await;
+    let at_a = a.lookup(ROOT, &name("file")).await.unwrap().node;
+    {
+        let gone = served.mount(ReplicaOptions::default()).await;
+        let node = gone.lookup(ROOT, &name("file")).await.unwrap().node;
+        read(&gone, node, 0, 10_000).await;
+        // Dropped without goodbye: its tasks end, its connection is not closed by anybody.
+    }
+    write(&a, at_a, 0, b"goes on").await;
+    assert_eq!(&std::fs::read(directory.path().join("file")).unwrap()[..7], b"goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_authority_is_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = pattern(2_000_000);
+    std::fs::write(directory.path().join("file"), &bytes).unwrap();
+    let served = Served::new(directory.path());
+    let options = ReplicaOptions { background: false, ..ReplicaOptions::default() };
+    let replica = served.mount(options).await;
+    let node = replica.lookup(ROOT, &name("file")).await.unwrap().node;
+    let (handle, _) = replica.open(node, true, true).await.unwrap();
+    replica.read(handle, 0, 4096, |_| ()).await.unwrap();
+    replica.write(handle, 100_000, b"stored before", false).await.unwrap();
+    let served = served.restart(directory.path()).await;
+    replica.write(handle, 200_000, b"stored after", false).await.unwrap();
+    let seen = replica.read(handle, 1_000_000, 100_000, <[u8]>::to_vec).await.unwrap();
+    assert_eq!(seen, bytes[1_000_000..1_100_000]);
+    replica.sync(handle, false).await.unwrap();
+    let mut expected = bytes;
+    expected[100_000..100_013].copy_from_slice(b"stored before");
+    expected[200_000..200_012].copy_from_slice(b"stored after");
+    assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), expected);
+    drop(served);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn soft_gives_up_in_time_and_works_again() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), pattern(2_000_000)).unwrap();
+    let served = Served::new(directory.path());
+    let options = ReplicaOptions {
+        background: false,
+        soft: Some(Duration::from_millis(300)),
+        ..ReplicaOptions::default()
+    };
+    let replica = served.mount(options).await;
+    let node = replica.lookup(ROOT, &name("file")).await.unwrap().node;
+    let (handle, _) = replica.open(node, true, false).await.unwrap();
+    replica.read(handle, 0, 4096, |_| ()).await.unwrap();
+    let (address, identity) = (served.address, served.identity.clone());
+    served.task.abort();
+    let _ = served.task.await;
+    served.listener.close();
+    drop(served.listener);
+    let outcome = replica.read(handle, 1_000_000, 4096, |_| ()).await;
+    assert_eq!(outcome.unwrap_err(), rustix::io::Errno::IO);
+    let _served = serve(directory.path(), identity, address);
+    while replica.read(handle, 1_000_000, 4096, |_| ()).await.is_err() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sparse_tebibyte_costs_what_is_touched() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(directory.path().join("sparse")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    file.write_all_at(b"in the middle", 1 << 39).unwrap();
+    let served = Served::new(directory.path());
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let node = replica.lookup(ROOT, &name("sparse")).await.unwrap().node;
+    assert_eq!(read(&replica, node, 1 << 30, 10).await, vec![0; 10]);
+    assert_eq!(read(&replica, node, 1 << 39, 13).await, b"in the middle");
+    write(&replica, node, (1 << 40) - 5, b"tail!").await;
+    assert_eq!(read(&replica, node, (1 << 40) - 6, 10).await, b"\0tail!");
+    replica.pull(node, ByteRange::new(0, u64::MAX), &mut |_, _| {}).await.unwrap();
+    let status = replica.status();
+    assert_eq!(status.regions[0].present_bytes, 1 << 40);
+    assert!(status.pulled_bytes < 1 << 30, "{}", status.pulled_bytes);
+}
