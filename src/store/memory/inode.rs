@@ -164,9 +164,12 @@ impl Inode {
 
     /// As [`crate::store::Store::set_attr`].
     pub(super) fn set_attr(&self, set: &SetAttr) -> Result<Attr> {
-        let none = |time: Option<SetTime>| matches!(time, Some(SetTime::At(at)) if at.nanos >= 1_000_000_000);
-        if none(set.atime) || none(set.mtime) {
-            return Err(Errno::INVAL);
+        for time in [set.atime, set.mtime] {
+            if let Some(SetTime::At(Time { nanos, .. })) = time
+                && nanos >= 1_000_000_000
+            {
+                return Err(Errno::INVAL);
+            }
         }
         let state = &mut *self.state.write();
         if *set == SetAttr::default() {
