@@ -5,6 +5,9 @@
 //! conformance::suite!(fixture);
 //! ```
 //!
+//! or, where there is something to do around each case, `suite!(run by run_case)` with a
+//! `fn run_case(case: fn(&Fixture))`.
+//!
 //! Each case gets an empty tree of its own. One that needs what the store cannot do, by its own
 //! `Capabilities`, prints that it is skipped, and why.
 
@@ -29,7 +32,13 @@ use std::sync::Arc;
 /// that makes a [`Fixture`].
 macro_rules! suite {
     ($make:ident) => {
-        $crate::store::conformance::suite! { $make;
+        fn run_case(case: fn(&$crate::store::conformance::Fixture)) {
+            case(&$make());
+        }
+        $crate::store::conformance::suite!(run by run_case);
+    };
+    (run by $run:ident) => {
+        $crate::store::conformance::suite! { $run;
             names: nothing_is_there, what_is_taken, names_are_bytes,
                 only_directories_have_entries, deep_paths, subtrees_are_confined,
                 subtrees_of_what_is_none;
@@ -51,11 +60,11 @@ macro_rules! suite {
             xattrs: values, modes, what_is_too_long, they_move_along, of_stores_without;
         }
     };
-    ($make:ident; $($group:ident: $($case:ident),+;)+) => { $(
+    ($run:ident; $($group:ident: $($case:ident),+;)+) => { $(
         mod $group { $(
             #[test]
             fn $case() {
-                $crate::store::conformance::$group::$case(&super::$make());
+                super::$run($crate::store::conformance::$group::$case);
             }
         )+ }
     )+ };

@@ -20,6 +20,7 @@
 //! | `listing` | lists directories |
 //! | `file` | an open regular file |
 //! | `xattr` | extended attributes |
+//! | `watch` | notices what others do |
 
 mod attributes;
 mod file;
@@ -27,6 +28,7 @@ mod listing;
 mod make;
 mod places;
 mod tree;
+mod watch;
 mod xattr;
 
 use super::{Errno, Noticed, Result, Store, StoreFile};
@@ -40,14 +42,16 @@ use listing::Listings;
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tree::Tree;
+use watch::Watch;
 
 /// A tree on this machine.
 pub struct Directory {
     tree: Arc<Tree>,
     listings: Listings,
     capabilities: Capabilities,
+    watch: OnceLock<Watch>,
 }
 
 impl Directory {
@@ -73,6 +77,7 @@ impl Directory {
             tree: Arc::new(tree),
             listings: Listings::default(),
             capabilities,
+            watch: OnceLock::new(),
         }
     }
 }
@@ -246,24 +251,23 @@ impl Store for Directory {
         })
     }
 
-    fn watch(&self, _sink: Box<dyn Fn(Noticed) + Send + Sync>) -> Result<()> {
-        Ok(())
+    fn watch(&self, sink: Box<dyn Fn(Noticed) + Send + Sync>) -> Result<()> {
+        let watch = Watch::start(Arc::clone(&self.tree), sink)?;
+        self.watch.set(watch).map_err(|_| Errno::BUSY)
     }
 
-    fn observe(&self, _dir: &Node) {}
+    fn observe(&self, dir: &Node) {
+        if let Some(watch) = self.watch.get() {
+            watch.observe(dir);
+        }
+    }
 
-    fn unobserve(&self, _dir: FileId) {}
+    fn unobserve(&self, dir: FileId) {
+        if let Some(watch) = self.watch.get() {
+            watch.unobserve(dir);
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::conformance::{self, Fixture};
-
-    fn fixture() -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
-        Fixture::keeping(Directory::open(dir.path()).unwrap(), dir)
-    }
-
-    conformance::suite!(fixture);
-}
+mod tests;
