@@ -163,7 +163,7 @@ impl Filesystem for Adapter {
                 tracing::debug!("the kernel does not have {capability:?}");
             }
         }
-        // Each takes the nearest value that is allowed where ours is not.
+        // None of these is out of bounds, but for the reading ahead in an older kernel.
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
         if let Err(allowed) = config.set_max_readahead(TRANSFER_BYTES_MAX) {
             let _ = config.set_max_readahead(allowed);
@@ -518,7 +518,7 @@ impl Filesystem for Adapter {
     fn opendir(&self, _request: &Request, dir: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.replica.open_dir(NodeNo(dir.0)) {
             Ok(handle) => reply.opened(FileHandle(handle.0), fuser::FopenFlags::empty()),
-            Err(errno) => reply.error(crate::frontend::fuse::convert::errno(errno)),
+            Err(error) => reply.error(errno(error)),
         }
     }
 
