@@ -107,8 +107,30 @@ fn fail(error: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Writes a line on stderr. A reader that went away is no error.
 fn complain(error: impl Display) {
-    eprintln!("memfs: {error}");
+    use std::io::Write as _;
+    let line = without_numbers(&error.to_string());
+    let _ = writeln!(std::io::stderr(), "memfs: {line}");
+}
+
+/// An errno's number tells people nothing that its text does not.
+fn without_numbers(text: &str) -> String {
+    let mut line = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        let digits = after.trim_start_matches(|c: char| c.is_ascii_digit());
+        line.push_str(before);
+        rest = match digits.strip_prefix(')') {
+            Some(after) => after,
+            None => {
+                line.push_str(" (os error ");
+                after
+            }
+        };
+    }
+    line.push_str(rest);
+    line
 }
 
 /// What clap has to say: help and version as they are, a complaint as one line.
@@ -147,6 +169,13 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_of_errors_are_left_out() {
+        let error = format!("a: {}; b", std::io::Error::from_raw_os_error(2));
+        assert_eq!(without_numbers(&error), "a: No such file or directory; b");
+        assert_eq!(without_numbers("x (os error y"), "x (os error y");
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub fn run(args: &Args) -> ExitCode {
         let now = Instant::now();
         let (statuses, well) = ask(&mounts);
         match args.json {
+            false if mounts.is_empty() && !args.watch => complain("nothing is mounted"),
             true => match serde_json::to_string(&statuses) {
                 Ok(json) => print(json),
                 Err(error) => return fail(error),
@@ -97,10 +98,6 @@ fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[Mount
     let mut text = String::new();
     if args.watch && std::io::stdout().is_terminal() {
         text.push_str(CLEAR);
-    }
-    if statuses.is_empty() && !args.watch {
-        complain("nothing is mounted");
-        return;
     }
     for status in statuses {
         let old = before.and_then(|(passed, old)| {

@@ -1,6 +1,6 @@
 //! `memfs umount`: push what is dirty, then unmount.
 
-use super::control::{Client, Event, Left, Request, find};
+use super::control::{Client, Event, Left, Request, find, remove_socket};
 use super::progress::{Progress, Unit};
 use super::{complain, fail};
 use crate::frontend::fuse::mounts::Mount;
@@ -33,6 +33,7 @@ pub fn run(args: &Args) -> ExitCode {
             Err(error) if args.force => {
                 complain(error);
                 take_away(&mount, true)?;
+                remove_socket(&mount);
                 Vec::new()
             }
             Err(error) => return Err(format!("{error}; --force unmounts all the same")),
@@ -64,7 +65,9 @@ fn push_and_unmount(mut client: Client, mount: &Mount, force: bool) -> Result<Ve
             "{place} stays mounted; --force unmounts all the same"
         ));
     }
-    take_away(mount, force)?;
+    if take_away(mount, force)? == Gone::FromSight {
+        client.insist()?;
+    }
     let mut left = Vec::new();
     while let Some(event) = client.next()? {
         if let Event::Left(file) = event {
@@ -92,7 +95,15 @@ fn pushed(client: &mut Client) -> Result<Vec<Left>, String> {
     Ok(left)
 }
 
-fn take_away(mount: &Mount, force: bool) -> Result<(), String> {
+/// How an unmounted mount is gone.
+#[derive(PartialEq, Eq)]
+enum Gone {
+    Altogether,
+    /// Somebody still uses it.
+    FromSight,
+}
+
+fn take_away(mount: &Mount, force: bool) -> Result<Gone, String> {
     let place = mount.mountpoint.display();
     match unmount(&mount.mountpoint, false) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
@@ -101,8 +112,11 @@ fn take_away(mount: &Mount, force: bool) -> Result<(), String> {
                     "{place} is in use: close what uses it ('fuser -vm {place}' tells), or use --force"
                 ));
             }
-            unmount(&mount.mountpoint, true).map_err(|e| format!("{place}: {e}"))
+            unmount(&mount.mountpoint, true).map_err(|e| format!("{place}: {e}"))?;
+            Ok(Gone::FromSight)
         }
-        result => result.map_err(|e| format!("{place}: {e}")),
+        result => result
+            .map(|()| Gone::Altogether)
+            .map_err(|e| format!("{place}: {e}")),
     }
 }

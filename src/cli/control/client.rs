@@ -61,6 +61,15 @@ impl Client {
         sent.map_err(|e| format!("the process of the mount does not listen: {e}"))
     }
 
+    /// Says that it need not wait for those who still use the mount.
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn insist(&mut self) -> Result<(), String> {
+        let sent = self.stream.get_mut().write_all(b"\n");
+        sent.map_err(|e| format!("the process of the mount does not listen: {e}"))
+    }
+
     /// The next thing it says; `None` at the end.
     ///
     /// # Errors
@@ -89,6 +98,17 @@ impl Client {
             tv_nsec: 0,
         };
         let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
+    }
+}
+
+/// Takes away the socket that a process left behind when it was killed.
+pub fn remove_socket(mount: &Mount) {
+    for path in socket_paths(mount.device, mount.owner.unwrap_or_default()) {
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if UnixStream::connect(&path).is_err_and(refused) {
+            // It is in nobody's way.
+            let _ = std::fs::remove_file(&path);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ mod client;
 mod files;
 mod server;
 
-pub use client::{Client, find};
+pub use client::{Client, find, remove_socket};
 pub use files::each;
 pub use server::{Left, Server, Service};
 
@@ -50,7 +50,8 @@ pub enum Request {
         files: Vec<(u64, u64)>,
     },
     /// Push everything: [`Event::Progress`] in bytes, [`Event::Left`] for what could not be pushed, and
-    /// [`Event::Pushed`]. Once the mount is unmounted: [`Event::Left`] again, and the end.
+    /// [`Event::Pushed`]. Once nobody uses the mount any more, or another line of the command says not to wait
+    /// for that: [`Event::Left`] again, and the end.
     Umount {
         /// Give up soon.
         force: bool,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -51,6 +51,8 @@ pub struct Service {
     pub source: String,
     /// What was left when it ended; `None` as long as it has not.
     pub end: watch::Receiver<Option<Vec<Left>>>,
+    /// Told to end although somebody may still use the mount.
+    pub stop: Notify,
 }
 
 /// Takes commands for a mount. Dropped, it leaves no socket behind.
@@ -181,7 +183,17 @@ async fn converse(stream: UnixStream, service: &Arc<Service>) -> io::Result<()> 
         }
         Request::Flush { files } => work(replica, Work::Flush, files, &mut out).await,
         Request::Forget { files } => work(replica, Work::Forget, files, &mut out).await,
-        Request::Umount { force } => service.umount(force, &mut out).await,
+        Request::Umount { force } => {
+            service.push_all(force, &mut out).await?;
+            tokio::select! {
+                told = service.tell_end(&mut out) => return told,
+                read = read.read_line(&mut line) => match read? {
+                    0 => return Ok(()), // It went away.
+                    _ => service.stop.notify_one(),
+                },
+            }
+            service.tell_end(&mut out).await
+        }
     }
 }
 
@@ -310,16 +322,20 @@ impl Service {
         regions.iter().map(|region| region.dirty_bytes).sum()
     }
 
-    /// Pushes everything, tells how far it is and what is left, then waits for the end.
-    async fn umount(self: &Arc<Self>, force: bool, out: &mut Out) -> io::Result<()> {
-        let why = self.push_all(force, out).await?;
+    /// Pushes everything, and tells how far it is and what is left.
+    async fn push_all(self: &Arc<Self>, force: bool, out: &mut Out) -> io::Result<()> {
+        let why = self.push_dirty(force, out).await?;
         for region in self.replica.status().regions {
             if let Some(why) = why.as_ref().filter(|_| region.dirty_bytes > 0) {
                 let (path, why) = (region.path, why.clone());
                 out.say(&Event::Left(Left { path, why })).await?;
             }
         }
-        out.say(&Event::Pushed).await?;
+        out.say(&Event::Pushed).await
+    }
+
+    /// Waits for the end, and tells what was left then.
+    async fn tell_end(&self, out: &mut Out) -> io::Result<()> {
         let mut end = self.end.clone();
         let left = match end.wait_for(Option::is_some).await {
             Ok(left) => left.clone().unwrap_or_default(),
@@ -333,7 +349,11 @@ impl Service {
 
     /// Has the kernel hand over what programs stored through mappings, and pushes what is dirty. Returns why
     /// not all of it went; `None` where it did.
-    async fn push_all(self: &Arc<Self>, force: bool, out: &mut Out) -> io::Result<Option<String>> {
+    async fn push_dirty(
+        self: &Arc<Self>,
+        force: bool,
+        out: &mut Out,
+    ) -> io::Result<Option<String>> {
         self.write_back().await;
         let mut pushes = JoinSet::new();
         for node in self.replica.dirty_nodes() {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! connect ─▶ mount ─▶ up ─┬─ unmounted by somebody ─────────────────────────┬─▶ push the rest ─▶ end
+//!                         ├─ unmounted by 'memfs umount --force' ───────────┤
 //!                         └─ SIGTERM, SIGINT, SIGHUP ─▶ push ─▶ unmount ────┘     2nd signal: end now
 //! ```
 
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// So long the rest may take to be pushed once nobody can use the mount any more.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,6 +59,7 @@ pub async fn live(
         mountpoint: plan.mountpoint.to_string_lossy().into_owned(),
         source: plan.shown.clone(),
         end,
+        stop: Notify::new(),
     });
     let control = match Server::start(mounted.device(), Arc::clone(&service)) {
         Ok(control) => Some(control),
@@ -70,6 +72,7 @@ pub async fn live(
 
     tokio::select! {
         ended = mounted.ended() => note(ended),
+        () = service.stop.notified() => tracing::info!("unmounted, though somebody uses it"),
         () = signals.next() => leave(&plan.mountpoint, &service, &mut mounted, &mut signals).await,
     }
     let left = push_rest(&service, &mut signals).await;

@@ -91,7 +91,6 @@ impl Plan {
             _ => format!("{shown}: {error}"),
         };
         self.mountpoint = self.mountpoint.canonicalize().map_err(line)?;
-        let line = |error: io::Error| format!("{shown}: {error}");
         if !self.mountpoint.metadata().map_err(line)?.is_dir() {
             return Err(format!("{shown} is not a directory"));
         }

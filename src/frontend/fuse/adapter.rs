@@ -2,7 +2,8 @@
 
 use super::convert::{self, errno};
 use super::data::Rest;
-use crate::node::replica::{Entry, HandleNo, NodeNo, Replica};
+use super::reply;
+use crate::node::replica::{HandleNo, NodeNo, Replica};
 use crate::wire::{Caller, Make, SetAttr};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -28,8 +29,6 @@ const TRANSFER_BYTES_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 128;
 /// The longest content of a symbolic link, and the longest path.
 const LINK_BYTES_MAX: usize = 4095;
-/// Names are looked up at each use: see the module above.
-const NAME_TTL: Duration = Duration::ZERO;
 
 /// Capabilities of the kernel that are wanted; each where there is one.
 ///
@@ -97,7 +96,7 @@ impl Adapter {
         let mode = convert::permissions(mode);
         self.run(async move {
             let made = replica.make(NodeNo(dir.0), &name, make, mode, by).await;
-            reply_entry(reply, made);
+            reply::entry(reply, made);
         });
     }
 
@@ -108,7 +107,7 @@ impl Adapter {
         };
         let replica = Arc::clone(&self.replica);
         self.run(async move {
-            reply_empty(reply, replica.remove(NodeNo(dir.0), &name, directory).await);
+            reply::empty(reply, replica.remove(NodeNo(dir.0), &name, directory).await);
         });
     }
 }
@@ -117,42 +116,6 @@ pub(super) fn caller(request: &Request) -> Caller {
     Caller {
         uid: request.uid(),
         gid: request.gid(),
-    }
-}
-
-pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, result: Result<Entry, Errno>) {
-    match result {
-        Ok(entry) => reply.entry_with_ttls(
-            &entry.ttl,
-            &NAME_TTL,
-            &convert::file_attr(&entry),
-            Generation(entry.generation),
-        ),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, result: Result<Entry, Errno>) {
-    match result {
-        Ok(entry) => reply.attr(&entry.ttl, &convert::file_attr(&entry)),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// A value whose reader has room for `room` bytes, or asks with 0 how many there are.
-fn reply_xattr(reply: ReplyXattr, room: u32, result: Result<Vec<u8>, Errno>) {
-    match result {
-        Ok(value) if room == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= room as usize => reply.data(&value),
-        Ok(_) => reply.error(errno(Errno::RANGE)),
-        Err(error) => reply.error(errno(error)),
     }
 }
 
@@ -180,7 +143,7 @@ impl Filesystem for Adapter {
         };
         let replica = Arc::clone(&self.replica);
         self.run(async move {
-            reply_entry(reply, replica.lookup(NodeNo(dir.0), &name).await);
+            reply::entry(reply, replica.lookup(NodeNo(dir.0), &name).await);
         });
     }
 
@@ -196,7 +159,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply_attr(reply, replica.get_attr(NodeNo(node.0)).await) });
+        self.run(async move { reply::attr(reply, replica.get_attr(NodeNo(node.0)).await) });
     }
 
     fn setattr(
@@ -229,7 +192,7 @@ impl Filesystem for Adapter {
         let handle = handle.map(|handle| HandleNo(handle.0));
         self.run(async move {
             let entry = replica.set_attr(NodeNo(node.0), handle, set, by).await;
-            reply_attr(reply, entry);
+            reply::attr(reply, entry);
         });
     }
 
@@ -315,7 +278,7 @@ impl Filesystem for Adapter {
         let replica = Arc::clone(&self.replica);
         self.run(async move {
             let result = replica.rename(from_dir, &from, to_dir, &to, mode).await;
-            reply_empty(reply, result);
+            reply::empty(reply, result);
         });
     }
 
@@ -334,7 +297,7 @@ impl Filesystem for Adapter {
         let replica = Arc::clone(&self.replica);
         self.run(async move {
             let linked = replica.link(NodeNo(node.0), NodeNo(dir.0), &name).await;
-            reply_entry(reply, linked);
+            reply::entry(reply, linked);
         });
     }
 
@@ -368,14 +331,14 @@ impl Filesystem for Adapter {
         let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
         self.run(async move {
             let value = replica.get_xattr(NodeNo(node.0), &name).await;
-            reply_xattr(reply, room, value);
+            reply::xattr(reply, room, value);
         });
     }
 
     fn listxattr(&self, _request: &Request, node: INodeNo, room: u32, reply: ReplyXattr) {
         let replica = Arc::clone(&self.replica);
         self.run(async move {
-            reply_xattr(reply, room, replica.list_xattr(NodeNo(node.0)).await);
+            reply::xattr(reply, room, replica.list_xattr(NodeNo(node.0)).await);
         });
     }
 
@@ -397,14 +360,14 @@ impl Filesystem for Adapter {
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         self.run(async move {
             let set = replica.set_xattr(NodeNo(node.0), &name, &value, mode).await;
-            reply_empty(reply, set);
+            reply::empty(reply, set);
         });
     }
 
     fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
         self.run(async move {
-            reply_empty(reply, replica.remove_xattr(NodeNo(node.0), &name).await);
+            reply::empty(reply, replica.remove_xattr(NodeNo(node.0), &name).await);
         });
     }
 
@@ -431,7 +394,7 @@ impl Filesystem for Adapter {
             {
                 Ok((entry, handle)) => reply.created(
                     // Stands for the name as well, so it cannot be the attributes'.
-                    &NAME_TTL,
+                    &reply::NAME_TTL,
                     &convert::file_attr(&entry),
                     Generation(entry.generation),
                     FileHandle(handle.0),
@@ -485,7 +448,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply_empty(reply, replica.flush(HandleNo(handle.0)).await) });
+        self.run(async move { reply::empty(reply, replica.flush(HandleNo(handle.0)).await) });
     }
 
     fn release(
@@ -511,7 +474,7 @@ impl Filesystem for Adapter {
     ) {
         let replica = Arc::clone(&self.replica);
         self.run(async move {
-            reply_empty(reply, replica.sync(HandleNo(handle.0), data_only).await);
+            reply::empty(reply, replica.sync(HandleNo(handle.0), data_only).await);
         });
     }
 
@@ -553,7 +516,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply_empty(reply, replica.sync_dir(NodeNo(dir.0)).await) });
+        self.run(async move { reply::empty(reply, replica.sync_dir(NodeNo(dir.0)).await) });
     }
 
     fn fallocate(

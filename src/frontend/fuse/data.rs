@@ -1,7 +1,8 @@
 //! Requests on open files and directories.
 
-use super::adapter::{Adapter, reply_empty};
+use super::adapter::Adapter;
 use super::convert::{self, errno};
+use super::reply;
 use crate::node::replica::{DirItem, HandleNo, NodeNo, Replica};
 use crate::units::ByteRange;
 use fuser::{
@@ -117,7 +118,7 @@ impl Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply_empty(reply, replica.allocate(handle, range, mode).await) });
+        self.run(async move { reply::empty(reply, replica.allocate(handle, range, mode).await) });
     }
 
     pub(super) fn seek(&self, handle: HandleNo, offset: i64, whence: i32, reply: ReplyLseek) {

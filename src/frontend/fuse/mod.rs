@@ -20,7 +20,7 @@
 //! |---|---|
 //! | `adapter` | the requests on names and attributes, and how any request is run |
 //! | `data` | the requests on open files and directories |
-//! | `convert` | the kernel's words and ours |
+//! | `convert`, `reply` | the kernel's words and ours; outcomes as answers |
 //! | `kernel` | what is said to the kernel unasked |
 //! | `helper` | the process that makes the kernel write back mapped pages |
 //! | `mount` | `mount(2)`, `fusermount3` |
@@ -33,6 +33,7 @@ mod helper;
 mod kernel;
 mod mount;
 pub mod mounts;
+mod reply;
 
 pub use helper::Helper;
 pub use mount::{Mounting, unmount};
