@@ -37,27 +37,43 @@ fn serve(directory: &Path, identity: Identity, address: SocketAddr) -> Served {
         }
     };
     let store = Arc::new(Directory::open(directory).unwrap());
-    let options = AuthorityOptions { lease: LEASE, ..AuthorityOptions::default() };
+    let options = AuthorityOptions {
+        lease: LEASE,
+        ..AuthorityOptions::default()
+    };
     let task = tokio::spawn(authority::serve(listener.clone(), store, options));
-    Served { address: listener.address().unwrap(), identity, listener, task }
+    Served {
+        address: listener.address().unwrap(),
+        identity,
+        listener,
+        task,
+    }
 }
 
 impl Served {
     fn new(directory: &Path) -> Served {
-        serve(directory, Identity::generate(), "127.0.0.1:0".parse().unwrap())
+        serve(
+            directory,
+            Identity::generate(),
+            "127.0.0.1:0".parse().unwrap(),
+        )
     }
 
     async fn mount(&self, options: ReplicaOptions) -> Arc<Replica> {
         let trust = ServerTrust::Key(self.identity.public());
         let host = self.address.ip().to_string();
-        let dialer =
-            Dialer::new(&host, self.address.port(), self.identity.clone(), trust).unwrap();
+        let dialer = Dialer::new(&host, self.address.port(), self.identity.clone(), trust).unwrap();
         Replica::connect(dialer, options).await.unwrap()
     }
 
     /// Ends it without a word to anybody, and starts another on the same address.
     async fn restart(self, directory: &Path) -> Served {
-        let Served { address, identity, listener, task } = self;
+        let Served {
+            address,
+            identity,
+            listener,
+            task,
+        } = self;
         task.abort();
         let _ = task.await;
         listener.close();
@@ -72,7 +88,10 @@ fn name(text: &str) -> Name {
 
 async fn read(replica: &Replica, node: NodeNo, offset: u64, len: u32) -> Vec<u8> {
     let (handle, _) = replica.open(node, true, false).await.unwrap();
-    let bytes = replica.read(handle, offset, len, <[u8]>::to_vec).await.unwrap();
+    let bytes = replica
+        .read(handle, offset, len, <[u8]>::to_vec)
+        .await
+        .unwrap();
     replica.flush(handle).await.unwrap();
     replica.close(handle);
     bytes
@@ -87,7 +106,13 @@ async fn write(replica: &Replica, node: NodeNo, offset: u64, bytes: &[u8]) {
 
 /// Bytes that differ from page to page and within it.
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[7]).collect()
+    (0..len)
+        .map(|at| {
+            (at as u64)
+                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                .to_le_bytes()[7]
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,9 +125,18 @@ async fn what_is_served_is_read() {
     let entry = replica.lookup(ROOT, &name("file")).await.unwrap();
     assert_eq!(entry.attr.size, bytes.len() as u64);
     assert_eq!(read(&replica, entry.node, 0, 4096).await, bytes[..4096]);
-    assert_eq!(read(&replica, entry.node, 2_999_999, 4096).await, bytes[2_999_999..]);
-    assert_eq!(read(&replica, entry.node, 1_000_000, 1 << 20).await, bytes[1_000_000..2_048_576]);
-    replica.pull(entry.node, ByteRange::new(0, u64::MAX), &mut |_, _| {}).await.unwrap();
+    assert_eq!(
+        read(&replica, entry.node, 2_999_999, 4096).await,
+        bytes[2_999_999..]
+    );
+    assert_eq!(
+        read(&replica, entry.node, 1_000_000, 1 << 20).await,
+        bytes[1_000_000..2_048_576]
+    );
+    replica
+        .pull(entry.node, ByteRange::new(0, u64::MAX), &mut |_, _| {})
+        .await
+        .unwrap();
     assert_eq!(read(&replica, entry.node, 0, 3_000_001).await, bytes);
     assert!(replica.lookup(ROOT, &name("none")).await.is_err());
     assert!(replica.shut_down(Duration::from_secs(5)).await.is_empty());
@@ -113,19 +147,30 @@ async fn what_is_written_arrives() {
     let directory = tempfile::tempdir().unwrap();
     let served = Served::new(directory.path());
     let replica = served.mount(ReplicaOptions::default()).await;
-    let (entry, handle) =
-        replica.create(ROOT, &name("new"), 0o644, true, ME).await.unwrap();
+    let (entry, handle) = replica
+        .create(ROOT, &name("new"), 0o644, true, ME)
+        .await
+        .unwrap();
     let bytes = pattern(5_000_000);
     for (index, part) in bytes.chunks(100_000).enumerate() {
-        replica.write(handle, index as u64 * 100_000, part, false).await.unwrap();
+        replica
+            .write(handle, index as u64 * 100_000, part, false)
+            .await
+            .unwrap();
     }
     // Read your writes, before they have arrived.
-    let middle = replica.read(handle, 2_400_000, 200_000, <[u8]>::to_vec).await.unwrap();
+    let middle = replica
+        .read(handle, 2_400_000, 200_000, <[u8]>::to_vec)
+        .await
+        .unwrap();
     assert_eq!(middle, bytes[2_400_000..2_600_000]);
     replica.sync(handle, false).await.unwrap();
     assert_eq!(std::fs::read(directory.path().join("new")).unwrap(), bytes);
     replica.close(handle);
-    assert_eq!(replica.get_attr(entry.node).await.unwrap().attr.size, 5_000_000);
+    assert_eq!(
+        replica.get_attr(entry.node).await.unwrap().attr.size,
+        5_000_000
+    );
 
     // In the middle of a page, across one, and past the end.
     let replica = served.mount(ReplicaOptions::default()).await;
@@ -136,7 +181,10 @@ async fn what_is_written_arrives() {
     expected[4090..4103].copy_from_slice(b"across a page");
     expected.resize(5_000_100, 0);
     expected.extend_from_slice(b"past the end");
-    assert_eq!(std::fs::read(directory.path().join("new")).unwrap(), expected);
+    assert_eq!(
+        std::fs::read(directory.path().join("new")).unwrap(),
+        expected
+    );
     assert_eq!(read(&replica, node, 0, 6_000_000).await, expected);
 }
 
@@ -161,15 +209,34 @@ async fn two_replicas_see_each_other() {
     }
     // Names too, and that they are gone.
     assert!(b.lookup(ROOT, &name("later")).await.is_err());
-    a.make(ROOT, &name("later"), Make::Directory, 0o755, ME).await.unwrap();
+    a.make(ROOT, &name("later"), Make::Directory, 0o755, ME)
+        .await
+        .unwrap();
     b.lookup(ROOT, &name("later")).await.unwrap();
-    a.rename(ROOT, &name("later"), ROOT, &name("moved"), RenameMode::Replace).await.unwrap();
+    a.rename(
+        ROOT,
+        &name("later"),
+        ROOT,
+        &name("moved"),
+        RenameMode::Replace,
+    )
+    .await
+    .unwrap();
     assert!(b.lookup(ROOT, &name("later")).await.is_err());
     b.lookup(ROOT, &name("moved")).await.unwrap();
     // A truncation by one is seen by the other.
-    let set = SetAttr { size: Some(10), ..SetAttr::default() };
+    let set = SetAttr {
+        size: Some(10),
+        ..SetAttr::default()
+    };
     a.set_attr(at_a, None, set, ME).await.unwrap();
-    assert_eq!(b.read(open_at_b, 0, 5000, <[u8]>::to_vec).await.unwrap().len(), 10);
+    assert_eq!(
+        b.read(open_at_b, 0, 5000, <[u8]>::to_vec)
+            .await
+            .unwrap()
+            .len(),
+        10
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,7 +253,10 @@ async fn a_lost_replica_holds_up_a_change_for_its_lease_only() {
         // Dropped without goodbye: its tasks end, its connection is not closed by anybody.
     }
     write(&a, at_a, 0, b"goes on").await;
-    assert_eq!(&std::fs::read(directory.path().join("file")).unwrap()[..7], b"goes on");
+    assert_eq!(
+        &std::fs::read(directory.path().join("file")).unwrap()[..7],
+        b"goes on"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -195,21 +265,36 @@ async fn a_restarted_authority_is_found_again() {
     let bytes = pattern(2_000_000);
     std::fs::write(directory.path().join("file"), &bytes).unwrap();
     let served = Served::new(directory.path());
-    let options = ReplicaOptions { background: false, ..ReplicaOptions::default() };
+    let options = ReplicaOptions {
+        background: false,
+        ..ReplicaOptions::default()
+    };
     let replica = served.mount(options).await;
     let node = replica.lookup(ROOT, &name("file")).await.unwrap().node;
     let (handle, _) = replica.open(node, true, true).await.unwrap();
     replica.read(handle, 0, 4096, |_| ()).await.unwrap();
-    replica.write(handle, 100_000, b"stored before", false).await.unwrap();
+    replica
+        .write(handle, 100_000, b"stored before", false)
+        .await
+        .unwrap();
     let served = served.restart(directory.path()).await;
-    replica.write(handle, 200_000, b"stored after", false).await.unwrap();
-    let seen = replica.read(handle, 1_000_000, 100_000, <[u8]>::to_vec).await.unwrap();
+    replica
+        .write(handle, 200_000, b"stored after", false)
+        .await
+        .unwrap();
+    let seen = replica
+        .read(handle, 1_000_000, 100_000, <[u8]>::to_vec)
+        .await
+        .unwrap();
     assert_eq!(seen, bytes[1_000_000..1_100_000]);
     replica.sync(handle, false).await.unwrap();
     let mut expected = bytes;
     expected[100_000..100_013].copy_from_slice(b"stored before");
     expected[200_000..200_012].copy_from_slice(b"stored after");
-    assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), expected);
+    assert_eq!(
+        std::fs::read(directory.path().join("file")).unwrap(),
+        expected
+    );
     drop(served);
 }
 
@@ -251,7 +336,10 @@ async fn a_sparse_tebibyte_costs_what_is_touched() {
     assert_eq!(read(&replica, node, 1 << 39, 13).await, b"in the middle");
     write(&replica, node, (1 << 40) - 5, b"tail!").await;
     assert_eq!(read(&replica, node, (1 << 40) - 6, 10).await, b"\0tail!");
-    replica.pull(node, ByteRange::new(0, u64::MAX), &mut |_, _| {}).await.unwrap();
+    replica
+        .pull(node, ByteRange::new(0, u64::MAX), &mut |_, _| {})
+        .await
+        .unwrap();
     let status = replica.status();
     assert_eq!(status.regions[0].present_bytes, 1 << 40);
     assert!(status.pulled_bytes < 1 << 30, "{}", status.pulled_bytes);

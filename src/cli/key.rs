@@ -1,5 +1,6 @@
 //! `memfs key`: show this user's public key, let another one in.
 
+use super::{EXIT_USAGE, complain, print};
 use crate::transport::{Authorized, Identity, KeyError, PublicKey};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,13 +47,11 @@ pub fn run(args: Args) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("memfs: {error}");
-            // What was typed is wrong, or something here is.
-            ExitCode::from(if matches!(error, KeyError::Public(_)) {
-                2
-            } else {
-                1
-            })
+            complain(&error);
+            match error {
+                KeyError::Public(_) => ExitCode::from(EXIT_USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -63,15 +62,13 @@ fn run_show(identity: Option<PathBuf>, json: bool) -> Result<(), KeyError> {
         None => Identity::load_default()?,
     }
     .public();
+    let fingerprint = key.fingerprint();
     if json {
-        let (key, fingerprint) = (key.to_string(), key.fingerprint());
-        println!(
-            "{}",
-            serde_json::json!({ "key": key, "fingerprint": fingerprint })
-        );
+        let key = key.to_string();
+        print(serde_json::json!({ "key": key, "fingerprint": fingerprint }));
     } else {
-        println!("{key}");
-        eprintln!("{}", key.fingerprint());
+        print(key);
+        eprintln!("{fingerprint}");
     }
     Ok(())
 }
@@ -89,8 +86,8 @@ fn run_authorize(typed: &str, authorized: Option<PathBuf>) -> Result<(), KeyErro
     let added = Authorized::authorize(&path, &key, &comment)?;
     let (path, fingerprint) = (path.display(), key.fingerprint());
     match added {
-        true => eprintln!("memfs: {fingerprint} is now let in ({path})"),
-        false => eprintln!("memfs: {fingerprint} was let in already ({path})"),
+        true => complain(format!("{fingerprint} is now let in ({path})")),
+        false => complain(format!("{fingerprint} was let in already ({path})")),
     }
     Ok(())
 }

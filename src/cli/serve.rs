@@ -1,11 +1,14 @@
 //! `memfs serve`: let others mount a store.
 
+use super::{fail, print};
 use crate::node::authority::{self, AuthorityOptions};
 use crate::store::Store;
 use crate::store::directory::Directory;
 use crate::store::memory::Memory;
 use crate::sys::{Starting, detach};
 use crate::transport::{Authorized, Identity, Listener, PORT_DEFAULT, ssh};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -38,18 +41,15 @@ pub struct Args {
     #[arg(long)]
     once: bool,
     /// What to serve: a directory, or mem://?size=SIZE
-    #[arg(value_name = "STORE")]
-    store: String,
+    #[arg(value_name = "STORE", value_parser = OsStringValueParser::new().try_map(StoreName::parse))]
+    store: StoreName,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> ExitCode {
     match serve(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("memfs: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(error),
     }
 }
 
@@ -74,7 +74,7 @@ fn serve(args: Args) -> Result<(), String> {
         let own = identity.public();
         (None, identity, Authorized::File { own, path })
     };
-    let store = open_store(&args.store)?;
+    let store = args.store.open()?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| line(&e))?;
     runtime.block_on(async {
         let listener = Arc::new(listen(&args, &identity, authorized)?);
@@ -100,21 +100,49 @@ fn serve(args: Args) -> Result<(), String> {
     })
 }
 
+/// A store as it is typed.
+#[derive(Clone, Debug)]
+enum StoreName {
+    Directory(PathBuf),
+    /// `mem://…`
+    Memory(String),
+}
+
+impl StoreName {
+    fn parse(name: OsString) -> Result<StoreName, String> {
+        match name.to_str().and_then(|name| name.split_once("://")) {
+            Some(("mem", _)) => {
+                let url = name.to_string_lossy().into_owned();
+                Memory::from_url(&url)?;
+                Ok(StoreName::Memory(url))
+            }
+            Some((kind, _)) if kind.bytes().all(|byte| byte.is_ascii_alphanumeric()) => Err(
+                format!("there is no {kind}://, give a directory or mem://?size=SIZE"),
+            ),
+            _ => Ok(StoreName::Directory(name.into())),
+        }
+    }
+
+    fn open(&self) -> Result<Arc<dyn Store>, String> {
+        match self {
+            StoreName::Directory(path) => match Directory::open(path) {
+                Ok(directory) => Ok(Arc::new(directory)),
+                Err(error) => Err(error.to_string()),
+            },
+            StoreName::Memory(url) => Ok(Arc::new(Memory::from_url(url)?)),
+        }
+    }
+}
+
 /// The store of this name.
 ///
 /// # Errors
 /// One line that names it and what is allowed.
 pub fn open_store(name: &str) -> Result<Arc<dyn Store>, String> {
-    match name.split_once("://") {
-        None => match Directory::open(name.as_ref()) {
-            Ok(directory) => Ok(Arc::new(directory)),
-            Err(error) => Err(error.to_string()),
-        },
-        Some(("mem", _)) => Ok(Arc::new(Memory::from_url(name)?)),
-        Some((kind, _)) => Err(format!(
-            "'{name}' is not a store: there is no {kind}://, give a directory or mem://?size=SIZE"
-        )),
-    }
+    let parsed = StoreName::parse(name.into());
+    parsed
+        .map_err(|why| format!("'{name}' is not a store: {why}"))?
+        .open()
 }
 
 /// Listens where the arguments say.
@@ -146,10 +174,10 @@ fn announce(
     let key = identity.public();
     let address = listener.address().map_err(|error| error.to_string())?;
     let (name, fingerprint) = (store.describe(), key.fingerprint());
-    println!(
-        "memfs: serving {} on {address} key {fingerprint}",
-        name.escape_debug()
-    );
+    let name = name.escape_debug();
+    print(format!(
+        "memfs: serving {name} on {address} key {fingerprint}"
+    ));
     if let Some(starting) = starting {
         ssh::write_started(std::io::stdout(), address, &key)
             .and_then(|()| starting.done())

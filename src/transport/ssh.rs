@@ -125,7 +125,18 @@ fn remote_command(target: &SshTarget) -> String {
 
 /// One word for any common shell; a `~` in front still means the home directory.
 fn quote_path(path: &str) -> String {
-    let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    // A backslash stands alone as well: between quotes, fish would read it.
+    let quote = |text: &str| {
+        let mut quoted = String::from("'");
+        for c in text.chars() {
+            match c {
+                '\'' => quoted.push_str(r"'\''"),
+                '\\' => quoted.push_str(r"'\\'"),
+                c => quoted.push(c),
+            }
+        }
+        quoted + "'"
+    };
     match path.strip_prefix('~') {
         Some("") => "~".into(),
         Some(rest) if rest.starts_with('/') => format!("~/{}", quote(&rest[1..])),
@@ -343,4 +354,142 @@ pub fn write_started(
     );
     writeln!(output, "{}", line.trim_end())?;
     output.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_split_as_a_shell_does() {
+        let split = |command: &str| split_command(command).unwrap();
+        assert_eq!(split("ssh"), ["ssh"]);
+        assert_eq!(split("  ssh -p  2222\t-v "), ["ssh", "-p", "2222", "-v"]);
+        assert_eq!(
+            split(r#"ssh -o "ProxyCommand=nc -x 'a b' %h" -i my\ key"#),
+            ["ssh", "-o", "ProxyCommand=nc -x 'a b' %h", "-i", "my key"]
+        );
+        assert_eq!(
+            split(r#"a '' "b\"c\d" 'e\'f"#),
+            ["a", "", r#"b"c\d"#, r"e\f"]
+        );
+        for bad in ["", "  ", "ssh 'x", r#"ssh "x"#, r"ssh x\"] {
+            assert!(split_command(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// What each shell there is makes of a remote command, with a script in place of memfs.
+    #[test]
+    fn remote_commands_are_safe_in_every_shell() {
+        let home = tempfile::tempdir().unwrap();
+        let server = home.path().join("it's \"a\" server");
+        std::fs::write(&server, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+        std::fs::set_permissions(&server, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .unwrap();
+        let at_home = |rest: &str| format!("{}/{rest}", home.path().display());
+        let cases = [
+            ("", ".".to_string()),
+            ("~", home.path().display().to_string()),
+            ("~/a b", at_home("a b")),
+            ("~/$(id);x", at_home("$(id);x")),
+            (
+                "it's \"$HOME\" `id` $(id); exit 3 #&|<>*?[a]{a,b}!",
+                String::new(),
+            ),
+            ("-rf", String::new()),
+            ("~root/x", String::new()),
+            ("a\\b\\\\c", String::new()),
+            ("ümläut\tand\u{a0}space", String::new()),
+        ];
+        let mut tried = 0;
+        for shell in [
+            "sh", "bash", "dash", "zsh", "fish", "ksh", "tcsh", "busybox",
+        ] {
+            for (directory, expected) in &cases {
+                let target = SshTarget {
+                    destination: "host".into(),
+                    directory: directory.to_string(),
+                    ssh: Vec::new(),
+                    server: "~/it's \"a\" server".into(),
+                    read_only: true,
+                };
+                let mut command = Command::new(shell);
+                if shell == "busybox" {
+                    command.arg("sh");
+                }
+                let output = command
+                    .args(["-c", &remote_command(&target)])
+                    .env("HOME", home.path())
+                    .output();
+                let Ok(output) = output else {
+                    eprintln!("SKIPPED: the shell {shell} is not installed");
+                    break;
+                };
+                tried += 1;
+                let expected = match expected.as_str() {
+                    "" => directory,
+                    expected => expected,
+                };
+                assert_eq!(
+                    String::from_utf8(output.stdout).unwrap(),
+                    format!("serve\n--once\n--read-only\n--\n{expected}\n"),
+                    "{shell}: {directory}"
+                );
+            }
+        }
+        assert!(tried > 0);
+    }
+
+    #[test]
+    fn replies_are_found_among_noise() {
+        let key = Identity::generate().public();
+        let reply = |text: &str| read_reply(text.as_bytes());
+        let found = reply(&format!(
+            "Welcome!\n\u{1b}[1mmemfs: not yet\nmemfs: serving /a on [::]:9 key SHA256:x\n\
+             memfs: started 1 4567 {key} 10.1.2.3\nmore\n"
+        ));
+        let found = found.unwrap().unwrap();
+        assert_eq!((found.port, found.server), (4567, key));
+        assert_eq!(found.address, Some(IpAddr::from([10, 1, 2, 3])));
+        let without = format!("memfs: started 1 4567 {key}\n");
+        assert_eq!(reply(&without).unwrap().unwrap().address, None);
+
+        assert!(reply("").unwrap().is_none());
+        assert!(reply("only noise\nand more").unwrap().is_none());
+        for bad in [
+            "1 x y z",
+            "1 70000 y z",
+            "1 1",
+            "",
+            "1 99 memfs-ed25519 AAAA",
+        ] {
+            assert!(reply(&format!("memfs: started {bad}\n")).is_err(), "{bad}");
+        }
+        let other = reply("memfs: started 2 something\n").err().unwrap();
+        assert!(other.contains("same version"), "{other}");
+        let endless = "x".repeat(NOISE_BYTES_MAX as usize + 1);
+        assert!(reply(&endless).is_err());
+    }
+
+    #[test]
+    fn requests_are_read_strictly() {
+        let key = Identity::generate().public();
+        let read = |text: &str| read_request(text.as_bytes());
+        assert_eq!(read(&format!("MEMFS 1 {key}\n")), Ok(key));
+        for bad in ["", "\n", "hello\n", "MEMFS\n", "MEMFS 1\n", "MEMFS 1 x y\n"] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+        let other = read(&format!("MEMFS 2 {key}\n")).unwrap_err();
+        assert!(other.contains("same version"), "{other}");
+        assert!(read(&"x".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn what_goes_out_comes_in() {
+        let key = Identity::generate().public();
+        let mut line = Vec::new();
+        write_started(&mut line, "[::]:777".parse().unwrap(), &key).unwrap();
+        let reply = read_reply(line.as_slice()).unwrap().unwrap();
+        assert_eq!((reply.port, reply.server), (777, key));
+    }
 }
