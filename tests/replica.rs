@@ -5,7 +5,7 @@ use memfs::node::replica::{NodeNo, ROOT, Replica, ReplicaOptions};
 use memfs::store::directory::Directory;
 use memfs::transport::{Authorized, Dialer, Identity, Listener, ServerTrust};
 use memfs::units::ByteRange;
-use memfs::wire::{Caller, Make, Name, RenameMode, SetAttr};
+use memfs::wire::{Caller, Make, Name, RenameMode, SetAttr, XattrMode};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -237,6 +237,41 @@ async fn two_replicas_see_each_other() {
             .len(),
         10
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extended_attributes_are_cached_and_coherent() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), pattern(10_000)).unwrap();
+    let served = Served::new(directory.path());
+    let a = served.mount(ReplicaOptions::default()).await;
+    let b = served.mount(ReplicaOptions::default()).await;
+    let at_a = a.lookup(ROOT, &name("file")).await.unwrap().node;
+    let at_b = b.lookup(ROOT, &name("file")).await.unwrap().node;
+    match a.set_xattr(at_a, b"user.one", b"1", XattrMode::Set).await {
+        Err(rustix::io::Errno::OPNOTSUPP) => {
+            eprintln!("SKIP: no extended attributes where temporary files are");
+            return;
+        }
+        outcome => outcome.unwrap(),
+    }
+    assert_eq!(b.get_xattr(at_b, b"user.one").await.unwrap(), b"1");
+    for round in 0..20u8 {
+        let absent = b.get_xattr(at_b, b"user.two").await;
+        assert_eq!(absent, Err(rustix::io::Errno::NODATA), "round {round}");
+        // What is written meanwhile changes none of it.
+        write(&b, at_b, 0, &[round; 100]).await;
+        // Answered at the first poll: from what is cached.
+        let again = std::pin::pin!(b.get_xattr(at_b, b"user.two"));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(again.poll(&mut context).is_ready(), "round {round}");
+
+        a.set_xattr(at_a, b"user.two", &[round], XattrMode::Create).await.unwrap();
+        assert_eq!(b.get_xattr(at_b, b"user.two").await.unwrap(), [round]);
+        assert_eq!(b.list_xattr(at_b).await.unwrap().len(), 18);
+        a.remove_xattr(at_a, b"user.two").await.unwrap();
+    }
+    assert_eq!(a.list_xattr(at_a).await.unwrap(), b"user.one\0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

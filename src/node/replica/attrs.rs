@@ -289,26 +289,53 @@ impl Replica {
     pub async fn get_xattr(&self, node: NodeNo, name: &[u8]) -> Result<Vec<u8>> {
         let node = self.shared.nodes.get(node)?;
         self.check_xattrs()?;
-        let name = name.to_vec();
-        let request = async {
-            Ok(ReadRequest::GetXattr {
-                node: node.to_wire()?,
-                name,
-            })
-        };
-        self.bounded(self.ask_bytes(request)).await
+        self.bounded(async {
+            let has = |names: &[u8]| names.split(|&b| b == 0).any(|has| has == name);
+            let there = match self.cached_xattrs(&node, has) {
+                Some(there) => there,
+                None => has(&self.ask_xattrs(&node).await?),
+            };
+            if !there {
+                return Err(Errno::NODATA);
+            }
+            let request = async {
+                Ok(ReadRequest::GetXattr {
+                    node: node.to_wire()?,
+                    name: name.to_vec(),
+                })
+            };
+            self.ask_bytes(request).await
+        })
+        .await
     }
 
     /// Names of extended attributes, each followed by NUL.
     pub async fn list_xattr(&self, node: NodeNo) -> Result<Vec<u8>> {
         let node = self.shared.nodes.get(node)?;
         self.check_xattrs()?;
-        let request = async {
-            Ok(ReadRequest::ListXattr {
-                node: node.to_wire()?,
-            })
+        self.bounded(async {
+            match self.cached_xattrs(&node, <[u8]>::to_vec) {
+                Some(names) => Ok(names),
+                None => self.ask_xattrs(&node).await,
+            }
+        })
+        .await
+    }
+
+    fn cached_xattrs<R>(&self, node: &Node, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let valid = self.shared.link.lease_is_valid();
+        valid.then(|| node.cached_xattrs(look)).flatten()
+    }
+
+    async fn ask_xattrs(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
+        let request = ReadRequest::ListXattr {
+            node: node.to_wire()?,
         };
-        self.bounded(self.ask_bytes(request)).await
+        let (at, Answer::Bytes(names)) = self.shared.link.read(request).await? else {
+            return Err(Errno::PROTO);
+        };
+        node.learn_xattrs(&names, at);
+        Ok(names)
     }
 
     /// Sets an extended attribute.

@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const NUMBERS_OWN: u64 = 1 << 63;
 /// Nodes that nobody refers to are kept up to this many, then swept.
 const IDLE_MAX: usize = 1 << 16;
+/// Names of extended attributes cached of one node, at most.
+const XATTR_NAMES_BYTES_MAX: usize = 1024;
 /// Names cached of one directory, at most.
 const NAMES_MAX: usize = 1 << 18;
 
@@ -42,6 +44,9 @@ pub(super) struct NodeState {
     pub place: Option<(Arc<Node>, Name)>,
     attr: Option<(Attr, Tick)>,
     stale_until: Tick,
+    /// Names of the extended attributes, each followed by NUL, and as of when. Kept as long as the attributes
+    /// are: the kernel asks for one before each write, programs for some with each listing.
+    xattrs: Option<(Vec<u8>, Tick)>,
     /// Of a directory: names known to be there, or not.
     names: HashMap<Name, Option<NodeNo>>,
     /// What the content was like when the copy was last known to be good.
@@ -92,6 +97,7 @@ impl Node {
                 place,
                 attr: None,
                 stale_until: Tick(0),
+                xattrs: None,
                 names: HashMap::new(),
                 content: None,
             }),
@@ -152,6 +158,9 @@ impl Node {
         if at < state.stale_until || state.attr.is_some_and(|(_, known)| at < known) {
             return true;
         }
+        if (state.attr).is_some_and(|(known, _)| known.ctime != attr.ctime) {
+            state.xattrs = None; // changed unannounced
+        }
         state.attr = Some((*attr, at));
         let good = state
             .content
@@ -174,6 +183,7 @@ impl Node {
     pub fn touch(&self) {
         let mut state = self.state.lock();
         state.attr = None;
+        state.xattrs = None;
         if let Some(content) = &mut state.content {
             content.ctime = None;
         }
@@ -185,6 +195,9 @@ impl Node {
         state.stale_until = state.stale_until.max(at);
         if state.attr.is_some_and(|(_, known)| known < at) {
             state.attr = None;
+        }
+        if state.xattrs.as_ref().is_some_and(|(_, known)| *known < at) {
+            state.xattrs = None;
         }
         state.names.clear();
         if bytes {
@@ -199,9 +212,25 @@ impl Node {
     pub fn reset(&self) {
         let mut state = self.state.lock();
         state.attr = None;
+        state.xattrs = None;
         state.stale_until = Tick(0);
         state.names.clear();
         self.seen.store(0, Ordering::Relaxed);
+    }
+
+    /// What `look` finds in the names of the extended attributes, if they are cached.
+    pub fn cached_xattrs<R>(&self, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let state = self.state.lock();
+        state.xattrs.as_ref().map(|(names, _)| look(names))
+    }
+
+    /// Remembers the names of the extended attributes, from an answer made at `at`.
+    pub fn learn_xattrs(&self, names: &[u8], at: Tick) {
+        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if at >= state.stale_until && names.len() <= XATTR_NAMES_BYTES_MAX {
+            state.xattrs = Some((names.to_vec(), at));
+        }
     }
 
     /// What a name in this directory stands for.
