@@ -5,6 +5,7 @@ use memfs::node::replica::{ROOT, Replica, ReplicaOptions};
 use memfs::transport::ssh::{self, SshTarget, Started};
 use memfs::transport::{Dialer, Identity, ServerTrust};
 use memfs::wire::Name;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -83,18 +84,22 @@ impl Sshd {
         }
     }
 
-    fn target(&self, directory: &str) -> SshTarget {
+    /// What `--ssh` is given.
+    fn command(&self) -> String {
         let at = self.dir.path().display();
-        let command = format!(
+        format!(
             "ssh -F none -p {} -i {at}/user_key -o IdentitiesOnly=yes -o BatchMode=yes \
              -o UserKnownHostsFile={at}/known_hosts -o StrictHostKeyChecking=accept-new \
              -o LogLevel=ERROR",
             self.port
-        );
+        )
+    }
+
+    fn target(&self, directory: &str) -> SshTarget {
         SshTarget {
             destination: "127.0.0.1".into(),
             directory: directory.into(),
-            ssh: ssh::split_command(&command).unwrap(),
+            ssh: ssh::split_command(&self.command()).unwrap(),
             server: MEMFS.into(),
             read_only: false,
         }
@@ -192,6 +197,49 @@ async fn a_noisy_login_does_no_harm() {
     replica.shut_down(PATIENCE).await;
     while !servers_of(&export).is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn a_directory_is_mounted_over_ssh() {
+    if fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_err()
+    {
+        eprintln!("SKIPPED: /dev/fuse cannot be opened");
+        return;
+    }
+    let Some(sshd) = Sshd::start(None) else {
+        return;
+    };
+    let export = sshd.export();
+    let point = sshd.dir.path().join("mount");
+    fs::create_dir(&point).unwrap();
+    let memfs = |args: &[&OsStr]| Command::new(MEMFS).args(args).status().unwrap();
+    let source = format!("127.0.0.1:{}", export.display());
+    let ssh = sshd.command();
+    let mounted = memfs(&[
+        "mount".as_ref(),
+        "--ssh".as_ref(),
+        ssh.as_ref(),
+        "--server".as_ref(),
+        MEMFS.as_ref(),
+        source.as_ref(),
+        point.as_ref(),
+    ]);
+    assert!(mounted.success());
+    let read = fs::read_to_string(point.join("file"));
+    let written = fs::write(point.join("new"), "from here");
+    let unmounted = memfs(&["umount".as_ref(), point.as_ref()]);
+    assert!(unmounted.success());
+    written.unwrap();
+    assert_eq!(read.unwrap(), "content");
+    assert_eq!(fs::read_to_string(export.join("new")).unwrap(), "from here");
+    // The one-shot server ends with its mount.
+    while !servers_of(&export).is_empty() {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
