@@ -230,7 +230,7 @@ impl Dialer {
             }
         }
         Err(match worst {
-            Some(error) => self.failed(&error.to_string()),
+            Some(error) => self.failed(&plain(&error)),
             None => ConnectError::Unreachable {
                 host: self.name(),
                 address: addresses[0],
@@ -409,7 +409,7 @@ async fn let_in(
     from: SocketAddr,
     authorized: Authorized,
 ) -> Result<(quinn::Connection, PublicKey), String> {
-    let connection = incoming.await.map_err(|error| error.to_string())?;
+    let connection = incoming.await.map_err(|error| plain(&error))?;
     let key = tls::peer_key(&connection).ok_or("the client shows no key")?;
     // This may read a file.
     let allowed = tokio::task::spawn_blocking(move || authorized.allows(&key))
@@ -424,6 +424,14 @@ async fn let_in(
         "refused, its key {} is not authorized; to let it in: memfs key authorize '{key}'",
         key.fingerprint()
     ))
+}
+
+/// An error that may hold words of somebody unknown, fit for a terminal and for one line of a log.
+fn plain(error: &quinn::ConnectionError) -> String {
+    let text = error.to_string();
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 /// How connections behave; the peer may open `streams` bidirectional streams at once.
@@ -475,4 +483,19 @@ fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Resul
         .max_udp_payload_size(DATAGRAM_BYTES_MAX)
         .map_err(io::Error::other)?;
     quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_strangers_are_made_plain() {
+        let close = quinn::ApplicationClose {
+            error_code: CLOSE_DONE,
+            reason: b"one\n\x1b[31mtwo"[..].into(),
+        };
+        let told = plain(&quinn::ConnectionError::ApplicationClosed(close));
+        assert!(told.ends_with("one??[31mtwo"), "{told}");
+    }
 }

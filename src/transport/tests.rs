@@ -290,6 +290,120 @@ async fn a_name_with_several_addresses_needs_one_that_answers() {
     dialer.connect(PATIENCE).await.unwrap();
 }
 
+#[tokio::test]
+async fn addresses_of_ipv6_are_written_with_brackets() {
+    let (server, client) = (Identity::generate(), Identity::generate());
+    let authorized = Authorized::Keys(vec![client.public()]);
+    let listener = match Listener::new("[::1]:0".parse().unwrap(), &server, authorized) {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("SKIPPED: no IPv6 here: {error}");
+            return;
+        }
+    };
+    let port = listener.address().unwrap().port();
+    for host in ["::1", "[::1]"] {
+        let trust = ServerTrust::Key(server.public());
+        let dialer = Dialer::new(host, port, client.clone(), trust).unwrap();
+        assert_eq!(dialer.name(), format!("[::1]:{port}"));
+        dialer.connect(PATIENCE).await.unwrap();
+    }
+}
+
+/// Passes datagrams on between whoever sends to it and `server`; towards the server from the socket it
+/// is given, as an address translator does. Answers are dropped where there is no `answering`.
+async fn relay(
+    front: Arc<tokio::net::UdpSocket>,
+    server: std::net::SocketAddr,
+    mut back: tokio::sync::watch::Receiver<Arc<tokio::net::UdpSocket>>,
+    answering: bool,
+) {
+    let (mut inward, mut outward) = (vec![0; 65536], vec![0; 65536]);
+    let mut client = None;
+    loop {
+        let socket = back.borrow_and_update().clone();
+        tokio::select! {
+            Ok((len, from)) = front.recv_from(&mut inward) => {
+                client = Some(from);
+                socket.send_to(&inward[..len], server).await.unwrap();
+            }
+            Ok(len) = socket.recv(&mut outward) => {
+                if let (Some(client), true) = (client, answering) {
+                    front.send_to(&outward[..len], client).await.unwrap();
+                }
+            }
+            Ok(()) = back.changed() => {}
+        }
+    }
+}
+
+async fn any_socket() -> Arc<tokio::net::UdpSocket> {
+    Arc::new(
+        tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn a_connection_outlives_a_change_of_address() {
+    let (server, client) = (Identity::generate(), Identity::generate());
+    let listener = listener(&server, Authorized::Keys(vec![client.public()]));
+    let (front, first) = (any_socket().await, any_socket().await);
+    let (change, back) = tokio::sync::watch::channel(first.clone());
+    let port = front.local_addr().unwrap().port();
+    let relaying = tokio::spawn(relay(front, listener.address().unwrap(), back, true));
+    let trust = ServerTrust::Key(server.public());
+    let dialer = Dialer::new("127.0.0.1", port, client, trust).unwrap();
+    let (near, far) = tokio::join!(dialer.connect(PATIENCE), listener.accept());
+    let (near, (far, _)) = (near.unwrap(), far.unwrap());
+    assert_eq!(far.remote_address(), first.local_addr().unwrap());
+
+    let (mut send, mut receive) = near.open_bi().await.unwrap();
+    stream::send(&mut send, &1u32).await.unwrap();
+    let (mut answer, mut question) = far.accept_bi().await.unwrap();
+    assert_eq!(stream::receive(&mut question).await.unwrap(), Some(1u32));
+
+    let second = any_socket().await;
+    change.send(second.clone()).unwrap();
+    stream::send(&mut send, &2u32).await.unwrap();
+    assert_eq!(stream::receive(&mut question).await.unwrap(), Some(2u32));
+    assert_eq!(far.remote_address(), second.local_addr().unwrap());
+    stream::send(&mut answer, &3u32).await.unwrap();
+    assert_eq!(stream::receive(&mut receive).await.unwrap(), Some(3u32));
+    relaying.abort();
+}
+
+#[tokio::test]
+async fn handshakes_that_never_end_keep_nobody_out() {
+    let (server, client) = (Identity::generate(), Identity::generate());
+    let listener = listener(&server, Authorized::Keys(vec![client.public()]));
+    let trust = ServerTrust::Key(server.public());
+    let mut halves = Vec::new();
+    // More than are let in without a proof of their address.
+    for _ in 0..50 {
+        let (front, counted) = (any_socket().await, any_socket().await);
+        let (_change, back) = tokio::sync::watch::channel(counted.clone());
+        let port = front.local_addr().unwrap().port();
+        let server = listener.address().unwrap();
+        halves.push(tokio::spawn(relay(front, server, back, false)));
+        let dialer = Dialer::new("127.0.0.1", port, client.clone(), trust.clone()).unwrap();
+        halves.push(tokio::spawn(async move {
+            assert!(dialer.connect(PATIENCE).await.is_err());
+        }));
+    }
+    let dialer = dialer(&listener, &client, trust);
+    for _ in 0..3 {
+        let (near, far) = tokio::join!(dialer.connect(PATIENCE), listener.accept());
+        near.unwrap();
+        assert_eq!(far.unwrap().1, client.public());
+    }
+    for half in halves {
+        assert!(!half.is_finished());
+        half.abort();
+    }
+}
+
 /// Bytes as they are on a stream, and what is made of them.
 async fn received<M: bincode::Decode<()>>(bytes: &[u8]) -> Result<Option<M>, StreamError> {
     let (near, far, _listener, _dialer) = pair().await;
