@@ -266,7 +266,9 @@ async fn extended_attributes_are_cached_and_coherent() {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(again.poll(&mut context).is_ready(), "round {round}");
 
-        a.set_xattr(at_a, b"user.two", &[round], XattrMode::Create).await.unwrap();
+        a.set_xattr(at_a, b"user.two", &[round], XattrMode::Create)
+            .await
+            .unwrap();
         assert_eq!(b.get_xattr(at_b, b"user.two").await.unwrap(), [round]);
         assert_eq!(b.list_xattr(at_b).await.unwrap().len(), 18);
         a.remove_xattr(at_a, b"user.two").await.unwrap();

@@ -25,6 +25,9 @@ pub struct Args {
     /// Again every second, with rates, until interrupted
     #[arg(long)]
     watch: bool,
+    /// List closed files as well of which copies are kept
+    #[arg(long)]
+    all: bool,
     /// Where it is mounted, or anything below; all mounts without it
     mountpoint: Option<PathBuf>,
 }
@@ -105,7 +108,7 @@ fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[Mount
             Some((passed, same))
         });
         // Writing to a string does not fail.
-        let _ = describe(&mut text, status, old);
+        let _ = describe(&mut text, status, args.all, old);
     }
     print(text.trim_end());
 }
@@ -113,6 +116,7 @@ fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[Mount
 fn describe(
     text: &mut String,
     status: &MountStatus,
+    all: bool,
     before: Option<(Duration, &MountStatus)>,
 ) -> std::fmt::Result {
     let replica = &status.replica;
@@ -152,10 +156,26 @@ fn describe(
         writeln!(text, "  waiting  {} requests", replica.waiting)?;
     }
     writeln!(text, "  process  {} (memfs {})", status.pid, status.version)?;
-    table(text, &replica.regions)
+    let (idle, busy): (Vec<_>, Vec<_>) =
+        (replica.regions.iter()).partition(|region| !all && is_idle(region));
+    table(text, &busy)?;
+    if !idle.is_empty() {
+        let bytes = idle.iter().map(|region| region.present_bytes).sum();
+        let (count, bytes) = (idle.len(), format_size(bytes));
+        writeln!(
+            text,
+            "  and copies of {count} closed files, {bytes} (--all lists them)"
+        )?;
+    }
+    Ok(())
 }
 
-fn table(text: &mut String, regions: &[RegionStatus]) -> std::fmt::Result {
+/// Whether there is no more to it than a copy that is kept.
+fn is_idle(region: &RegionStatus) -> bool {
+    region.opens == 0 && region.dirty_bytes == 0 && region.in_flight_bytes == 0
+}
+
+fn table(text: &mut String, regions: &[&RegionStatus]) -> std::fmt::Result {
     if regions.is_empty() {
         return Ok(());
     }
