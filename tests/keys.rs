@@ -63,9 +63,10 @@ impl Serve {
         BufReader::new(process.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let address = line.split(' ').rev().nth(2).unwrap_or_default().parse();
+        // memfs: serving STORE on IP:PORT key SHA256:…
+        let address = line.split(' ').rev().nth(2).unwrap_or_default();
         Serve {
-            address: address.unwrap_or_else(|_| panic!("{line}")),
+            address: address.parse().unwrap(),
             line,
             process,
         }

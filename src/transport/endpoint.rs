@@ -496,6 +496,6 @@ mod tests {
             reason: b"one\n\x1b[31mtwo"[..].into(),
         };
         let told = plain(&quinn::ConnectionError::ApplicationClosed(close));
-        assert!(told.ends_with("one??[31mtwo"), "{told}");
+        assert!(told.contains("one??[31mtwo"), "{told}");
     }
 }
