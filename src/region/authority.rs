@@ -15,6 +15,10 @@
 //!
 //! A client whose lease has passed is no worse off as long as nothing changed for it, and may renew.
 //! It is *expired* by the first change that would have to wait for it: then it has missed something.
+//!
+//! A client that is let in as a new one counts as known once anything has been heard of it since: its
+//! welcome may have been lost with the connection, and then it still believes in copies from
+//! before, and has to be told once more that they do not hold.
 
 use super::{ClientId, Tick};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -53,6 +57,8 @@ pub enum AuthorityEvent<Node, What> {
 #[derive(Debug)]
 struct Client<Node> {
     lease_end: Instant,
+    /// It knows that it was let in as a new one.
+    heard: bool,
     subscriptions: HashSet<Node>,
     /// Changes it has not taken in yet.
     pending: BTreeSet<ChangeId>,
@@ -100,13 +106,14 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
         self.tick
     }
 
-    /// A replica has connected: its lease runs from now. Returns whether it is still known: its
-    /// subscriptions hold, and it will be told again of what it has not taken in yet.
+    /// A replica has connected: its lease runs from now. Returns whether it is still known and knows it:
+    /// its subscriptions hold. It will be told again of what it has not taken in yet.
     pub fn handle_attached(&mut self, now: Instant, client: ClientId) -> bool {
         let lease_end = now + self.lease;
         let Some(known) = self.clients.get_mut(&client) else {
             let new = Client {
                 lease_end,
+                heard: false,
                 subscriptions: HashSet::new(),
                 pending: BTreeSet::new(),
             };
@@ -119,7 +126,14 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
                 self.events.push_back(change.invalidate(client, id));
             }
         }
-        true
+        known.heard
+    }
+
+    /// Something has arrived from a replica that it sent after it was welcomed: a request, an event.
+    pub fn handle_heard(&mut self, client: ClientId) {
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.heard = true;
+        }
     }
 
     /// A renewal has arrived: true if it is to be answered. False if the client is not known (any
@@ -129,6 +143,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
         let Some(known) = self.clients.get_mut(&client) else {
             return false;
         };
+        known.heard = true;
         let oldest = known.pending.first().and_then(|id| self.changes.get(id));
         if oldest.is_some_and(|change| change.since + self.lease <= now) {
             return false;
@@ -159,6 +174,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
 
     /// The replica holds nothing of `node` that it got in an answer up to tick `seen`.
     pub fn handle_forget(&mut self, client: ClientId, node: Node, seen: Tick) {
+        self.handle_heard(client);
         let granted = self.subscribers.get(&node).and_then(|subscribers| {
             let found = subscribers.iter().find(|(id, _)| *id == client);
             found.map(|&(_, granted)| granted)
@@ -224,6 +240,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
 
     /// A replica has taken a change in.
     pub fn handle_taken(&mut self, client: ClientId, change: ChangeId) {
+        self.handle_heard(client);
         let known = self.clients.get_mut(&client);
         if known.is_some_and(|known| known.pending.remove(&change)) {
             self.settle(client, change);
@@ -416,6 +433,20 @@ mod tests {
         assert_eq!(events(&mut machine), ["expired A", "B x"]);
         assert!(machine.handle_attached(now + 3 * LEASE, B));
         assert_eq!(events(&mut machine), ["B x"], "told again");
+    }
+
+    #[test]
+    fn a_welcome_that_was_lost_is_not_a_session() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A]);
+        machine.subscribe(A, 7);
+        assert!(
+            !machine.handle_attached(now, A),
+            "it may not know of the first"
+        );
+        machine.handle_heard(A);
+        assert!(machine.handle_attached(now, A));
+        assert!(machine.has_other_subscribers(7, None));
     }
 
     #[test]

@@ -40,3 +40,6 @@ pub struct Epoch(pub u64);
 /// A point on the authority's clock of changes (see the module).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode, Default)]
 pub struct Tick(pub u64);
+
+#[cfg(test)]
+mod tests;

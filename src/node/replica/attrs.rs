@@ -256,7 +256,12 @@ impl Replica {
         let hold = region.hold_pushes().await;
         let sent = self.send_set_attr(node, set, by).await;
         let outcome = sent.and_then(|(at, attr)| {
-            region.update(|inner| inner.resized(at, size))?;
+            let mut dropped = Vec::new();
+            region.update(|inner| inner.resized(at, size, &mut dropped))?;
+            for run in dropped {
+                self.shared
+                    .queue(super::kernel::Job::DropPages(node.no, run.bytes()));
+            }
             Ok(attr)
         });
         drop(hold);

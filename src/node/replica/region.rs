@@ -464,9 +464,14 @@ impl Inner {
     }
 
     /// The authority has set the size on this mount's behalf.
-    pub fn resized(&mut self, at: crate::region::Tick, size: u64) -> Result<()> {
+    pub fn resized(
+        &mut self,
+        at: crate::region::Tick,
+        size: u64,
+        dropped: &mut Vec<PageRange>,
+    ) -> Result<()> {
         let mut zeroed = Vec::new();
-        self.core.handle_resized(at, size, &mut zeroed);
+        self.core.handle_resized(at, size, dropped, &mut zeroed);
         self.zero(&zeroed)
     }
 

@@ -254,7 +254,7 @@ impl Replica {
 
     /// All of a pull has landed. What of it was stale on arrival is pulled again.
     pub fn handle_pulled(&mut self, pull: PullId) {
-        self.pulls.landed(pull, &self.present);
+        self.pulls.landed(pull, &self.present, self.base_size);
         self.stale.expire(self.pulls.oldest());
     }
 
@@ -262,7 +262,8 @@ impl Replica {
     /// waiters are woken with that. A waiter that it brought more than was asked for is not: it
     /// asks again for just its own pages.
     pub fn handle_pull_failed(&mut self, pull: PullId, failure: Failure) {
-        self.pulls.failed(pull, failure, &self.present);
+        self.pulls
+            .failed(pull, failure, &self.present, self.base_size);
         self.stale.expire(self.pulls.oldest());
     }
 
@@ -288,20 +289,17 @@ impl Replica {
         self.settle_stored_end();
         let base_end = pages_for(self.base_size);
         let mut gone: Vec<PageRange> = Vec::new();
-        if at <= push.changed_at {
-            let below = PageRange::new(0, base_end);
-            for run in push.changed.runs_in(below) {
-                self.pushes.clean_in(run, &mut gone);
-            }
-            self.drop_pages(&gone, push.changed_at);
-            dropped.append(&mut gone);
-        }
-        for run in push.pages.runs_in(PageRange::new(base_end, u64::MAX)) {
+        for run in push.outdated(at, PageRange::new(0, base_end)) {
             self.pushes.clean_in(run, &mut gone);
         }
-        gone.iter().for_each(|&run| self.present.remove(run));
-        zeroed.extend(gone.iter().map(|run| run.bytes_below(size_before)));
-        self.zero_tail(size_before, zeroed);
+        self.drop_pages(&gone, push.changed_at);
+        dropped.append(&mut gone);
+        let mut clean = Vec::new();
+        let tail = PageRange::new(self.base_size / PAGE_BYTES, u64::MAX);
+        for run in push.pages.runs_in(tail) {
+            self.pushes.clean_in(run, &mut clean);
+        }
+        self.clear_past_the_end(&clean, size_before, zeroed);
     }
 
     /// A push has failed: its pages are dirty again; with `Refused` those who flush are told. When to
@@ -332,15 +330,25 @@ impl Replica {
     /// The authority has set the size on this replica's request (a truncation), at `at`. Pages past
     /// `size` are forgotten, dirty ones too: no push of them may have been under way when the request
     /// was sent.
-    pub fn handle_resized(&mut self, at: Tick, size: u64, zeroed: &mut Vec<ByteRange>) {
+    pub fn handle_resized(
+        &mut self,
+        at: Tick,
+        size: u64,
+        dropped: &mut Vec<PageRange>,
+        zeroed: &mut Vec<ByteRange>,
+    ) {
         let size = size.min(REGION_BYTES_MAX);
         let size_before = self.size();
         let beyond = PageRange::new(pages_for(size), u64::MAX);
         self.pushes.forget(beyond);
         self.present.remove(beyond);
-        self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
+        let tail = PageRange::new(size / PAGE_BYTES, u64::MAX);
+        self.mark_stale(tail, at);
         if at >= self.base_at {
             (self.base_at, self.base_size) = (at, size);
+        } else {
+            // What is here of the page it ended in may be from after, and lose its end below.
+            self.drop_clean(tail, at, dropped);
         }
         self.stored_end = self.stored_end.min(size);
         self.settle_stored_end();
@@ -364,12 +372,14 @@ impl Replica {
         dropped: &mut Vec<PageRange>,
         zeroed: &mut Vec<ByteRange>,
     ) {
-        self.pulls.all_failed(&self.present);
+        self.pulls.all_failed(&self.present, self.base_size);
         self.pushes.all_failed();
         self.stale.expire(None);
         (self.epoch, self.base_at, self.pushed_at) = (epoch, at, Tick(0));
         if !same {
-            self.drop_clean(PageRange::new(0, u64::MAX), at, dropped);
+            let all = PageRange::new(0, u64::MAX);
+            self.pushes.changed(all, at);
+            self.drop_clean(all, at, dropped);
         }
         self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
     }
@@ -443,6 +453,26 @@ impl Replica {
         self.present.runs_in(range).collect()
     }
 
+    /// What is present, dirty, pushing.
+    #[cfg(test)]
+    pub(super) fn sets(&self) -> (&PageSet, &PageSet, &PageSet) {
+        (&self.present, &self.pushes.dirty, &self.pushes.pushing)
+    }
+
+    /// Nothing is under way, nobody waits, and nothing is remembered on behalf of such.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.pulls.is_idle() && self.pushes.is_idle() && self.stale.len() == 0
+    }
+
+    /// As for each pull under way: the link broke.
+    #[cfg(test)]
+    pub(super) fn fail_pulls(&mut self) {
+        while let Some(pull) = self.pulls.oldest() {
+            self.handle_pull_failed(pull, Failure::Link);
+        }
+    }
+
     /// The pages of `range` that have to be pulled unless they are present.
     fn pullable(&self, range: ByteRange) -> PageRange {
         let pages = range.pages_touched();
@@ -501,23 +531,37 @@ impl Replica {
             let stored_end = (self.pushes.end() * PAGE_BYTES).min(size_before);
             self.stored_end = self.stored_end.max(stored_end);
         }
+        self.stored_end = self.stored_end.max(self.pushes.under_way_end());
         self.settle_stored_end();
         self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
-        let mut gone = Vec::new();
-        self.pushes
-            .clean_in(PageRange::new(end, old_end), &mut gone);
-        gone.iter().for_each(|&run| self.present.remove(run));
-        zeroed.extend(gone.iter().map(|run| run.bytes()));
-        self.zero_tail(size_before, zeroed);
+        // From the page on that it ends in: its rest is zero as well, also while it is absent.
+        let mut clean = Vec::new();
+        let tail = PageRange::new(size / PAGE_BYTES, old_end);
+        self.pushes.clean_in(tail, &mut clean);
+        self.clear_past_the_end(&clean, size_before, zeroed);
         self.pulls.arrived(PageRange::new(end, u64::MAX));
     }
 
-    /// The size has moved down to where it is now: the rest of the page it ends in is zero.
-    fn zero_tail(&self, size_before: u64, zeroed: &mut Vec<ByteRange>) {
+    /// Of these clean pages, and of the page that the region ends in now, what is past the end is zero.
+    fn clear_past_the_end(
+        &mut self,
+        clean: &[PageRange],
+        size_before: u64,
+        zeroed: &mut Vec<ByteRange>,
+    ) {
+        let past_the_end = PageRange::new(pages_for(self.base_size), u64::MAX);
+        for run in clean {
+            self.present.remove(run.intersect(past_the_end));
+            let bytes = run.bytes_below(size_before);
+            if self.base_size < bytes.end {
+                let start = bytes.start.max(self.base_size);
+                zeroed.push(ByteRange::new(start, bytes.end));
+            }
+        }
         let size = self.size();
-        let page_end = pages_for(size) * PAGE_BYTES;
-        if size < size_before.min(page_end) {
-            zeroed.push(ByteRange::new(size, page_end));
+        let rest = ByteRange::new(size, pages_for(size) * PAGE_BYTES);
+        if size < size_before && self.pushes.holds(rest.pages_touched()) {
+            zeroed.push(rest);
         }
     }
 

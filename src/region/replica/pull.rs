@@ -174,19 +174,19 @@ impl Pulls {
         self.under_way.values().map(|pull| pull.bytes).sum()
     }
 
-    /// All of a pull has landed; what `present` lacks of it was too old.
-    pub fn landed(&mut self, id: PullId, present: &PageSet) {
+    /// All of a pull of a region of `size` bytes has landed; what `present` lacks of it was too old.
+    pub fn landed(&mut self, id: PullId, present: &PageSet, size: u64) {
         if let Some(pull) = self.end(id) {
-            self.ask_again(&pull, present);
+            self.ask_again(&pull, present, size);
         }
     }
 
-    pub fn failed(&mut self, id: PullId, failure: Failure, present: &PageSet) {
+    pub fn failed(&mut self, id: PullId, failure: Failure, present: &PageSet, size: u64) {
         let Some(pull) = self.end(id) else {
             return;
         };
         if failure == Failure::Link {
-            return self.ask_again(&pull, present);
+            return self.ask_again(&pull, present, size);
         }
         self.wanted.remove(pull.pages);
         (self.window, self.ahead) = (0, NO_PAGES);
@@ -209,9 +209,9 @@ impl Pulls {
     }
 
     /// The link broke.
-    pub fn all_failed(&mut self, present: &PageSet) {
+    pub fn all_failed(&mut self, present: &PageSet, size: u64) {
         while let Some(id) = self.oldest() {
-            self.failed(id, Failure::Link, present);
+            self.failed(id, Failure::Link, present, size);
         }
     }
 
@@ -347,16 +347,16 @@ impl Pulls {
     }
 
     /// What a pull did not bring is asked for again by who wanted it.
-    fn ask_again(&mut self, pull: &Pulling, present: &PageSet) {
+    fn ask_again(&mut self, pull: &Pulling, present: &PageSet, size: u64) {
         for (&id, waiter) in &self.waiters {
             if waiter.missing.intersects(pull.pages) {
                 self.asking.insert(id);
             }
         }
         if self.config.background {
-            present
-                .gaps_in(pull.pages)
-                .for_each(|gap| self.wanted.insert(gap));
+            let pages = pull.pages.intersect(PageRange::new(0, pages_for(size)));
+            let gaps = present.gaps_in(pages);
+            gaps.for_each(|gap| self.wanted.insert(gap));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Failure, FlushId, PushId};
 use crate::region::{PageSet, Tick};
-use crate::units::{PAGE_BYTES, PageRange};
+use crate::units::{PAGE_BYTES, PageRange, pages_for};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A push under way.
@@ -14,10 +14,20 @@ pub(super) struct Pushing {
     pub end: u64,
     /// Its bytes.
     pub bytes: u64,
-    /// Pages of it that somebody else has changed since it began.
-    pub changed: PageSet,
-    /// The newest such change.
+    /// Pages of it that somebody else has changed.
+    changed: PageSet,
+    /// The newest such change since it began.
     pub changed_at: Tick,
+}
+
+impl Pushing {
+    /// Pages of which the authority has something else now, if it took this push as the change `at`: what
+    /// others have changed later, and the page that it ends in the midst of, if the rest has changed.
+    pub fn outdated(&self, at: Tick, below: PageRange) -> impl Iterator<Item = PageRange> {
+        let last = partial_page(self.end).unwrap_or(PageRange::new(0, 0));
+        let outdated = if at <= self.changed_at { below } else { last };
+        self.changed.runs_in(outdated.intersect(below))
+    }
 }
 
 /// Somebody waits for these pages.
@@ -35,6 +45,9 @@ struct Flush {
 pub(super) struct Pushes {
     pub dirty: PageSet,
     pub pushing: PageSet,
+    /// Dirty pages that somebody else has changed. A push of all of such a page settles that, but one that
+    /// ends in the midst of it leaves what the others have added behind that end.
+    changed: PageSet,
     under_way: BTreeMap<PushId, Pushing>,
     pushes_made: u64,
     flushes: BTreeMap<FlushId, Flush>,
@@ -46,6 +59,18 @@ impl Pushes {
     /// One past the last page that the authority has not taken.
     pub fn end(&self) -> u64 {
         self.dirty.end().max(self.pushing.end())
+    }
+
+    /// One past the last byte of pushes under way: where the region may end when they are taken.
+    pub fn under_way_end(&self) -> u64 {
+        let pushes = self.under_way.values();
+        let whole = pushes.filter(|push| push.pages.end() == pages_for(push.end));
+        whole.map(|push| push.end).max().unwrap_or(0)
+    }
+
+    /// Whether the authority has not taken some of `pages`.
+    pub fn holds(&self, pages: PageRange) -> bool {
+        self.dirty.intersects(pages) || self.pushing.intersects(pages)
     }
 
     /// Appends the parts of `pages` of which the authority has everything.
@@ -89,7 +114,10 @@ impl Pushes {
 
     /// A push of these pages begins; its last byte is the one before `end`.
     pub fn begin(&mut self, id: PushId, extents: &[PageRange], bytes: u64, end: u64) {
+        let changed = |run: &PageRange| self.changed.runs_in(*run).collect::<Vec<_>>();
+        let changed: PageSet = extents.iter().flat_map(changed).collect();
         for &run in extents {
+            self.changed.remove(run);
             self.dirty.remove(run);
             self.pushing.insert(run);
             for flush in self.flushes.values_mut() {
@@ -100,7 +128,7 @@ impl Pushes {
             pages: extents.iter().copied().collect(),
             end,
             bytes,
-            changed: PageSet::new(),
+            changed,
             changed_at: Tick(0),
         };
         self.under_way.insert(id, push);
@@ -108,6 +136,9 @@ impl Pushes {
 
     /// Somebody else has changed `pages` at `at`.
     pub fn changed(&mut self, pages: PageRange, at: Tick) {
+        for run in self.dirty.runs_in(pages) {
+            self.changed.insert(run);
+        }
         if !self.pushing.intersects(pages) {
             return;
         }
@@ -122,6 +153,7 @@ impl Pushes {
     /// A push has been taken by the authority.
     pub fn acknowledged(&mut self, id: PushId) -> Option<Pushing> {
         let push = self.under_way.remove(&id)?;
+        self.keep_changed(&push);
         for run in push.pages.runs() {
             self.pushing.remove(run);
             for flush in self.flushes.values_mut() {
@@ -148,6 +180,7 @@ impl Pushes {
                 move_pages(&mut waits.pushing, &mut waits.dirty, run);
             }
         }
+        self.keep_changed(&push);
         for flush in refused {
             if self.flushes.remove(&flush).is_some() {
                 self.flushed.push_back((flush, Err(failure)));
@@ -170,6 +203,7 @@ impl Pushes {
             push.pages.remove(pages);
             push.changed.remove(pages);
         }
+        self.changed.remove(pages);
         for flush in self.flushes.values_mut() {
             flush.dirty.remove(pages);
             flush.pushing.remove(pages);
@@ -195,6 +229,15 @@ impl Pushes {
         self.flushed.pop_front()
     }
 
+    /// What is dirty of a push that has ended is as changed as it was.
+    fn keep_changed(&mut self, push: &Pushing) {
+        for run in push.changed.runs() {
+            for dirty in self.dirty.runs_in(run) {
+                self.changed.insert(dirty);
+            }
+        }
+    }
+
     fn end_flushes(&mut self) {
         let (flushes, flushed) = (&mut self.flushes, &mut self.flushed);
         flushes.retain(|&id, flush| {
@@ -209,10 +252,17 @@ impl Pushes {
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
         self.end() == 0
+            && self.changed.is_empty()
             && self.under_way.is_empty()
             && self.flushes.is_empty()
             && self.flushed.is_empty()
     }
+}
+
+/// The page in the midst of which `end` is.
+fn partial_page(end: u64) -> Option<PageRange> {
+    let page = end / PAGE_BYTES;
+    (!end.is_multiple_of(PAGE_BYTES)).then(|| PageRange::new(page, page + 1))
 }
 
 /// Moves what `from` has of `pages` to `to`.
