@@ -48,13 +48,16 @@ impl Random {
     }
 }
 
-/// Tells how to see a failure again.
-struct Told(u64);
+/// Tells how to see a schedule again that did not come to its end.
+struct Told {
+    seed: u64,
+    done: bool,
+}
 
 impl Drop for Told {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("to see it again: MEMFS_SEED={}", self.0);
+        if !self.done {
+            eprintln!("to see it again: MEMFS_SEED={}", self.seed);
         }
     }
 }
@@ -70,7 +73,8 @@ fn replicas_stay_coherent_whatever_happens() {
         return schedule::run(seed, true);
     }
     for seed in 0..number("MEMFS_CASES").unwrap_or(2000) {
-        let _told = Told(seed);
+        let mut told = Told { seed, done: false };
         schedule::run(seed, false);
+        told.done = true;
     }
 }

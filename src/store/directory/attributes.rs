@@ -1,10 +1,10 @@
 //! Attributes: read with `statx(2)`, changed through a descriptor.
 //!
 //! The time of birth in a [`FileId`] has to differ between nodes that had one inode number one
-//! after the other. Since Linux 6.13 it does: the time at which a node goes is finer than any time
-//! that was told of it, and no node made later is older. Before, all that happened within one
-//! tick (1 to 10 ms) had the same time, and ext4 gives an inode number away again at once. There
-//! the generation of the inode is mixed in, which costs three more system calls for each node.
+//! after the other. Since Linux 6.13 it does on ext4, XFS, Btrfs and tmpfs: once times were told of a
+//! node, its end has a finer one, and no node made later is older. Before, all that happened within
+//! one tick (1 to 10 ms) had the same time, and ext4 gives an inode number away again at once. There
+//! the generation of the inode is mixed in, which costs three or four more system calls a node.
 
 use crate::store::{Errno, Result};
 use crate::sys;

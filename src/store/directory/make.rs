@@ -3,11 +3,11 @@
 
 use super::attributes::{self, NOBODYS_ID, chmod, chown, stat_at};
 use super::file::OpenFile;
-use super::tree::Located;
+use super::tree::{Located, reopen_directory};
 use crate::store::{Errno, Result};
 use crate::wire::{Access, Attr, Caller, Kind, Make, Name};
 use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
 const SET_GID: u16 = 0o2000;
 /// How often a file is looked for that is neither there nor can be made, as others make and remove
@@ -110,15 +110,42 @@ pub fn node(dir: &Located, name: &Name, make: &Make, mode: u16, by: Caller) -> R
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(&dir.fd, name.as_os(), flags, Mode::empty())?;
     let attr = attributes::of(&fd)?;
-    // These calls return no descriptor, so somebody may have put another node in its place.
-    // Whatever is not as it was made is left as it is: nobody is given what is not new.
-    let is_new = attr.kind == kind
-        && attr.uid == rustix::process::geteuid().as_raw()
-        && (kind == Kind::Symlink || attr.mode & 0o777 & !plan.first_mode == 0);
-    if is_new {
-        plan.finish(&fd, attr)
-    } else {
-        Ok(attr)
+    let is_new = attr.kind == kind && looks_new(&fd, &attr, &plan)?;
+    match is_new {
+        true => plan
+            .finish(&fd, attr)
+            .inspect_err(|_| undo(dir, name, &attr)),
+        false => Ok(attr),
+    }
+}
+
+/// Whether a node is as it was made. The calls that make these return no descriptor, so somebody may
+/// have put another node in its place: that is left as it is, for nobody is to be given what is not
+/// new and empty.
+fn looks_new(fd: &OwnedFd, attr: &Attr, plan: &Plan) -> Result<bool> {
+    let ours = attr.uid == rustix::process::geteuid().as_raw();
+    let closed = attr.kind == Kind::Symlink || attr.mode & 0o777 & !plan.first_mode == 0;
+    if attr.kind != Kind::Directory || plan.uid.is_none() && plan.gid.is_none() {
+        return Ok(ours && closed);
+    }
+    let mut entries = Dir::new(reopen_directory(fd)?)?;
+    let only_dots = entries.all(|entry| {
+        let name = entry.as_ref().map(|entry| entry.file_name().to_bytes());
+        matches!(name, Ok(b"." | b".."))
+    });
+    Ok(ours && closed && only_dots)
+}
+
+/// Removes what could not be finished, so that nothing half-made stays (a quota of its owner may
+/// forbid it).
+fn undo(dir: &Located, name: &Name, made: &Attr) {
+    let flags = match made.kind {
+        Kind::Directory => AtFlags::REMOVEDIR,
+        _ => AtFlags::empty(),
+    };
+    if stat_at(&dir.fd, name).is_ok_and(|attr| attr.id == made.id) {
+        // The first error is what is told.
+        let _ = rustix::fs::unlinkat(&dir.fd, name.as_os(), flags);
     }
 }
 
@@ -136,7 +163,8 @@ pub fn file(
         match rustix::fs::openat(&dir.fd, name.as_os(), flags, plan.first_mode()) {
             Ok(fd) => {
                 let attr = attributes::of(&fd)?;
-                let attr = plan.finish(&fd, attr)?;
+                let finished = plan.finish(&fd, attr);
+                let attr = finished.inspect_err(|_| undo(dir, name, &attr))?;
                 return Ok((attr, OpenFile::new(fd, Access::Write)));
             }
             Err(Errno::EXIST) if !exclusive => {}

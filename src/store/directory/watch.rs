@@ -233,7 +233,10 @@ impl Shared {
         if batch.overflow {
             sink(Noticed::Overflow);
         }
-        for (watch, touched) in batch.dirs {
+        let mut dirs: Vec<(i32, Touched)> = batch.dirs.into_iter().collect();
+        // A directory that was moved is found again by what its new one tells.
+        dirs.sort_by_key(|(_, touched)| !touched.entries);
+        for (watch, touched) in dirs {
             let mut observed = self.observed.lock();
             let node = observed.nodes.get(&watch).cloned();
             if touched.ended {
@@ -257,17 +260,17 @@ impl Shared {
             }
             return;
         };
-        if touched.entries {
-            sink(Noticed::Entries(dir.attr));
-        } else if touched.itself {
-            sink(Noticed::Changed(dir.attr));
-        }
         for name in &touched.names {
             // It may have gone since, or that may be what there is to tell.
             if let Ok(attr) = stat_at(&dir.fd, name) {
                 self.tree.places().record(attr.id, node.id, name);
                 sink(Noticed::Changed(attr));
             }
+        }
+        if touched.entries {
+            sink(Noticed::Entries(dir.attr));
+        } else if touched.itself {
+            sink(Noticed::Changed(dir.attr));
         }
     }
 }
