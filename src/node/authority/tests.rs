@@ -1,4 +1,5 @@
 //! The service over real QUIC on loopback, spoken to in raw messages of the wire.
 
 mod client;
+mod metadata;
 mod transfer;
