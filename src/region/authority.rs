@@ -140,16 +140,24 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
     /// more), or has left a change without an answer for a whole lease: its lease will run out, so that
     /// nobody waits for it for ever.
     pub fn handle_renew(&mut self, now: Instant, client: ClientId) -> bool {
+        let overdue = self.overdue(now, client).is_some();
         let Some(known) = self.clients.get_mut(&client) else {
             return false;
         };
         known.heard = true;
-        let oldest = known.pending.first().and_then(|id| self.changes.get(id));
-        if oldest.is_some_and(|change| change.since + self.lease <= now) {
+        if overdue {
             return false;
         }
         known.lease_end = known.lease_end.max(now + self.lease);
         true
+    }
+
+    /// If a client has left a change without an answer for a whole lease: when its lease ends. It is not
+    /// to be attached before that, as it would get a new one.
+    pub fn overdue(&self, now: Instant, client: ClientId) -> Option<Instant> {
+        let known = self.clients.get(&client)?;
+        let oldest = self.changes.get(known.pending.first()?)?;
+        (oldest.since + self.lease <= now).then_some(known.lease_end)
     }
 
     /// The replica says it is gone, or its session was dropped: it holds nothing any more.
@@ -456,7 +464,10 @@ mod tests {
         machine.subscribe(B, 7);
         machine.handle_change(now, Some(A), 7, 'x');
         assert!(machine.handle_renew(now + 9 * SECOND, B));
+        assert_eq!(machine.overdue(now + 9 * SECOND, B), None);
         assert!(!machine.handle_renew(now + 12 * SECOND, B));
+        let overdue = machine.overdue(now + 12 * SECOND, B);
+        assert_eq!(overdue, Some(now + 19 * SECOND));
         assert_eq!(machine.next_timeout(), Some(now + 19 * SECOND));
     }
 

@@ -164,6 +164,23 @@ impl Coherence {
         let _ = self.change(None, changes, None, self.mark());
     }
 
+    /// Waits until a client that takes nothing in has lost its lease: attached before, it would get a
+    /// new one, and whoever waits for it would wait on.
+    pub async fn overdue(&self, client: ClientId) {
+        loop {
+            let end = {
+                let mut state = self.state.lock();
+                state.core.handle_timeout(Instant::now());
+                self.carry_out(&mut state);
+                state.core.overdue(Instant::now(), client)
+            };
+            match end {
+                Some(end) => tokio::time::sleep_until(end.into()).await,
+                None => return,
+            }
+        }
+    }
+
     /// A client has connected; its events go to `outbox` from here on. Returns whether its
     /// subscriptions hold.
     pub fn attach(&self, client: ClientId, outbox: Arc<Outbox>) -> bool {

@@ -73,7 +73,7 @@ pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: Pu
         Ok(Ok(None)) => return, // refused
         Ok(Err(Ended::Breach(what))) => return breach(&connection, &peer, &what),
         Ok(Err(_)) => return tracing::debug!(%peer, "gone before it was let in"),
-        Err(_) => return breach(&connection, &peer, "no hello in time"),
+        Err(_) => return breach(&connection, &peer, "not let in in time"),
     };
     let Greeted { attachment, .. } = &greeted;
     let client = attachment.session.client;
@@ -180,6 +180,7 @@ async fn let_in(
         .await
         .map_err(|errno: Errno| Refusal::Subtree(errno.raw_os_error()))?;
     let capabilities = tree.store.capabilities();
+    service.coherence.overdue(hello.client).await;
     let attachment = service
         .sessions
         .attach(hello, key, tree, connection, &service.coherence)?;

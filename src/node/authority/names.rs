@@ -44,6 +44,7 @@ impl Attached {
         }
         let made = self.in_dirs([dir], || {
             let attr = self.store().make(dir, name, make, mode & 0o7777, by)?;
+            self.service.nodes.get(attr.id).learn_first(attr.stamp());
             Ok(Done {
                 value: attr,
                 answer: Some(attr.id),
@@ -56,9 +57,11 @@ impl Attached {
 
     pub(super) async fn link(&self, node: &Node, dir: &Node, name: &Name) -> Reply {
         let linked = self.in_dirs([dir], || {
+            let known = self.service.nodes.get(node.id);
+            let _turn = known.turn.try_lock();
             let before = self.store().attr(node)?;
             let attr = self.store().link(node, dir, name)?;
-            self.renamed(&before, Some(attr));
+            renamed(&known, &before, Some(attr));
             Ok(Done {
                 value: attr,
                 answer: Some(node.id),
@@ -104,8 +107,10 @@ impl Attached {
         let store = self.store();
         let removed = self.in_dirs([dir], || {
             let child = store.lookup(dir, name)?;
+            let known = self.service.nodes.get(child.id);
+            let _turn = known.turn.try_lock();
             store.remove(dir, name, directory)?;
-            self.renamed(&child, None);
+            renamed(&known, &child, None);
             Ok(Done {
                 value: (),
                 answer: None,
@@ -125,18 +130,22 @@ impl Attached {
     ) -> Reply {
         let store = self.store();
         let renamed = self.in_dirs([from_dir, to_dir], || {
+            let nodes = &self.service.nodes;
             let moved = store.lookup(from_dir, from)?;
+            let moved = (nodes.get(moved.id), moved);
             let replaced = store.lookup(to_dir, to).ok();
+            let replaced = replaced.map(|attr| (nodes.get(attr.id), attr));
+            let all = || [Some(&moved), replaced.as_ref()].into_iter().flatten();
+            let _turns: Vec<_> = all().map(|(known, _)| known.turn.try_lock()).collect();
             store.rename(from_dir, from, to_dir, to, mode)?;
-            self.renamed(&moved, store.lookup(to_dir, to).ok());
-            if let Some(replaced) = &replaced {
-                self.renamed(replaced, store.lookup(from_dir, from).ok());
+            renamed(&moved.0, &moved.1, store.lookup(to_dir, to).ok());
+            if let Some((known, before)) = &replaced {
+                renamed(known, before, store.lookup(from_dir, from).ok());
             }
-            let also = [Some(moved), replaced];
             Ok(Done {
                 value: (),
                 answer: None,
-                also: also.into_iter().flatten().map(|attr| attr.id).collect(),
+                also: all().map(|(known, _)| known.id).collect(),
                 changed: true,
             })
         });
@@ -223,19 +232,17 @@ impl Attached {
         });
         reply(at, answer)
     }
+}
 
-    /// A change of names has changed the attributes of a node, and nothing else of it.
-    fn renamed(&self, before: &Attr, after: Option<Attr>) {
-        let Some(known) = self.service.nodes.find(before.id) else {
-            return;
-        };
-        // Otherwise somebody else has changed it as well, which is still to be found.
-        if known.knows(before.stamp()) {
-            let after = after.filter(|after| after.id == before.id);
-            let open = || known.handle()?.file.attr().ok();
-            if let Some(after) = after.or_else(open) {
-                known.learn(after.stamp());
-            }
+/// A change of names has changed the attributes of a node, and nothing else of it. For that its turn is
+/// only tried, so that notices wait: those who hold the turns of directories wait for no other.
+fn renamed(known: &Known, before: &Attr, after: Option<Attr>) {
+    // Otherwise somebody else has changed it as well, which is still to be found.
+    if !known.differs(before.stamp()) {
+        let after = after.filter(|after| after.id == before.id);
+        let open = || known.handle()?.file.attr().ok();
+        if let Some(after) = after.or_else(open) {
+            known.learn(after.stamp());
         }
     }
 }

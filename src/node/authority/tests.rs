@@ -1,5 +1,8 @@
 //! The service over real QUIC on loopback, spoken to in raw messages of the wire.
 
 mod client;
+mod coherence;
+mod local;
 mod metadata;
+mod sessions;
 mod transfer;

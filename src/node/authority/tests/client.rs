@@ -1,7 +1,5 @@
 //! A server with a store of its own, and a client that speaks the wire and nothing more.
 
-#![allow(dead_code, reason = "more tests are on their way")]
-
 use crate::node::authority::{AuthorityOptions, serve};
 use crate::region::{ClientId, Epoch, Tick};
 use crate::store::Store;
@@ -84,7 +82,6 @@ impl Server {
                 connection,
                 welcome,
                 control: Mutex::new((send, receive)),
-                number: AtomicU64::new(1),
             }),
             HelloReply::Refused(refusal) => Err(refusal),
         }
@@ -106,9 +103,10 @@ pub struct Client {
     pub connection: Connection,
     pub welcome: Welcome,
     control: Mutex<(SendStream, RecvStream)>,
-    /// Of the next change.
-    pub number: AtomicU64,
 }
+
+/// Numbers for changes and renewals, which go on over the connections of a client.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 pub const BY: Caller = Caller { uid: 0, gid: 0 };
 /// The epoch of every region.
@@ -165,7 +163,7 @@ impl Client {
     /// Everything said so far was taken in by the authority, and whatever it had to say has arrived: the
     /// events before the answer to a renewal.
     pub async fn settle(&self) -> Vec<(FileId, Stale)> {
-        let sent = self.number.fetch_add(1, Ordering::Relaxed);
+        let sent = NUMBERS.fetch_add(1, Ordering::Relaxed);
         self.tell(ReplicaEvent::Renew { sent }).await;
         let mut stale = Vec::new();
         loop {
@@ -201,7 +199,7 @@ impl Client {
 
     pub fn sequence(&self) -> Sequence {
         Sequence {
-            number: self.number.fetch_add(1, Ordering::Relaxed),
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             answered: 0,
         }
     }

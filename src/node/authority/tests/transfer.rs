@@ -6,7 +6,6 @@ use crate::store::Errno;
 use crate::transport::stream::{self, Frame};
 use crate::units::REGION_BYTES_MAX;
 use crate::wire::*;
-use std::time::{Duration, Instant};
 
 /// Bytes of which none is zero.
 fn pattern(len: usize) -> Vec<u8> {
@@ -90,7 +89,6 @@ async fn holes_of_a_tebibyte_cost_nothing() {
     let (handle, _) = client.create("file").await;
     client.push(handle, SIZE / 2, b"island").await.unwrap();
     client.push(handle, SIZE - 1, b"!").await.unwrap();
-    let began = Instant::now();
     let (size, zero_until, frames) = client.pull(handle, 0, TRANSFER_BYTES_MAX).await.unwrap();
     assert_eq!(size, SIZE);
     assert_eq!(frames, [Frame::Zero(TRANSFER_BYTES_MAX as u32)]);
@@ -106,8 +104,6 @@ async fn holes_of_a_tebibyte_cost_nothing() {
         frames.len()
     );
     assert!(zero_until < SIZE && zero_until > SIZE - TRANSFER_BYTES_MAX);
-    // Without holes being skipped it would take minutes.
-    assert!(began.elapsed() < Duration::from_secs(20));
 }
 
 #[tokio::test(flavor = "multi_thread")]
