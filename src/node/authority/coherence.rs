@@ -208,6 +208,11 @@ impl Coherence {
         self.carry_out(&mut state);
     }
 
+    /// A client has sent something after it was welcomed.
+    pub fn heard(&self, client: ClientId) {
+        self.state.lock().core.handle_heard(client);
+    }
+
     /// A client asks for its lease to be renewed; false where it is not to be answered.
     pub fn renew(&self, client: ClientId) -> bool {
         let mut state = self.state.lock();

@@ -1,5 +1,6 @@
 //! One connection: being let in, the control stream, taking requests.
 
+use super::coherence::Coherence;
 use super::outbox::{End, Outbox};
 use super::session::{Attachment, Session};
 use super::{
@@ -216,15 +217,21 @@ async fn attend(attached: &Arc<Attached>, greeted: Greeted) -> Ended {
 
 /// Starts a task for each request.
 async fn take_requests(attached: &Arc<Attached>, attachment: &Attachment) -> Result<(), Ended> {
-    let mut confirmed = false;
+    let Attached {
+        service, session, ..
+    } = &**attached;
+    let mut heard = false;
     loop {
         let (send, receive) = attached.connection.accept_bi().await?;
-        if !confirmed {
-            attached.session.confirm(attachment.generation);
-            confirmed = true;
+        if !heard {
+            // It has got its welcome.
+            session.while_current(attachment.generation, || {
+                service.coherence.heard(session.client);
+            });
+            heard = true;
         }
         // Never closed.
-        let permit = attached.session.running.clone().acquire_owned().await;
+        let permit = session.running.clone().acquire_owned().await;
         let attached = attached.clone();
         // The task outlives the connection: a change that has begun is carried to its end.
         tokio::spawn(async move {
@@ -243,27 +250,37 @@ async fn take_events(
     let Attached {
         service, session, ..
     } = attached;
-    let client = session.client;
     while let Some(event) = stream::receive(&mut receive).await? {
-        session.confirm(attachment.generation);
-        match event {
-            ReplicaEvent::Renew { sent } => {
-                // If not, its lease runs out, and that ends the connection.
-                if service.coherence.renew(client) {
-                    attachment.outbox.renewed(sent);
-                }
-            }
-            ReplicaEvent::Taken { change } => service.coherence.taken(client, change),
-            ReplicaEvent::Forget(nodes) => {
-                service.coherence.forget(client, &nodes);
-                for (node, _) in nodes {
-                    session.unobserve(node);
-                }
-            }
-            ReplicaEvent::Goodbye => return Ok(()),
+        if event == ReplicaEvent::Goodbye {
+            return Ok(());
         }
+        session.while_current(attachment.generation, || {
+            take_event(&service.coherence, attachment, event);
+        });
     }
     Err(Ended::Lost("its control stream has ended".into()))
+}
+
+fn take_event(coherence: &Coherence, attachment: &Attachment, event: ReplicaEvent) {
+    let session = &attachment.session;
+    let client = session.client;
+    match event {
+        ReplicaEvent::Renew { sent } => {
+            // If not, its lease runs out, and that ends the connection.
+            if coherence.renew(client) {
+                attachment.outbox.renewed(sent);
+            }
+        }
+        ReplicaEvent::Taken { change } => coherence.taken(client, change),
+        ReplicaEvent::Forget(nodes) => {
+            coherence.forget(client, &nodes);
+            for (node, _) in nodes {
+                session.unobserve(node);
+            }
+        }
+        // Taken by the caller.
+        ReplicaEvent::Goodbye => {}
+    }
 }
 
 /// Tells the replica what it is to know.

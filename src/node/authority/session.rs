@@ -59,9 +59,6 @@ pub(super) struct Session {
 struct Link {
     /// Counts the connections.
     generation: u64,
-    /// The replica was told that nothing is left of an earlier session, and has not shown yet that it
-    /// knows: until it does, nothing it had can be taken as kept.
-    begun_anew: bool,
     connection: Option<quinn::Connection>,
     /// When it was last attached or detached.
     since: Instant,
@@ -85,7 +82,6 @@ impl Session {
             pull_room: [(); 2].map(|()| Semaphore::new(PULL_ROOM_BYTES)),
             link: Mutex::new(Link {
                 generation: 0,
-                begun_anew: true,
                 connection: None,
                 since: Instant::now(),
             }),
@@ -145,11 +141,13 @@ impl Session {
         }
     }
 
-    /// The replica has used the connection of this generation: it knows what it was told when it was let
-    /// in.
-    pub fn confirm(&self, generation: u64) {
-        let mut link = self.link.lock();
-        link.begun_anew &= link.generation != generation;
+    /// Runs `take` if this is still the session's connection: what a replaced one has to say means nothing
+    /// any more.
+    pub fn while_current(&self, generation: u64, take: impl FnOnce()) {
+        let link = self.link.lock();
+        if link.generation == generation {
+            take();
+        }
     }
 
     /// Lets go of everything that holds resources.
@@ -230,11 +228,10 @@ impl Sessions {
             older.close(CLOSE_REPLACED, b"the replica has connected anew");
         }
         let outbox = Arc::new(Outbox::default());
-        link.begun_anew |= !coherence.attach(session.client, outbox.clone());
         let attachment = Attachment {
+            resumed: coherence.attach(session.client, outbox.clone()),
             outbox,
             generation: link.generation,
-            resumed: !link.begun_anew,
             session: session.clone(),
         };
         drop(link);

@@ -115,14 +115,12 @@ async fn who_comes_again_and_never_takes_a_change_in_does_not_stop_the_others() 
     let server = Server::leasing(SHORT);
     let (writer, handle, _, reader, _) = two(&server).await;
     let coming = async {
-        let mut came: u32 = 0;
-        let mut last = reader;
+        let _first = reader;
         loop {
             tokio::time::sleep(SHORT / 3).await;
-            last = server.client(2).await;
-            came += 1;
+            let last = server.client(2).await;
             if !last.welcome.resumed {
-                return (came, last);
+                return last;
             }
             assert!(
                 matches!(last.event().await, AuthorityEvent::Invalidate { .. }),
@@ -130,9 +128,8 @@ async fn who_comes_again_and_never_takes_a_change_in_does_not_stop_the_others() 
             );
         }
     };
-    let (pushed, (came, _last)) = tokio::join!(writer.push(handle, 0, b"x"), coming);
+    let (pushed, _last) = tokio::join!(writer.push(handle, 0, b"x"), coming);
     pushed.unwrap();
-    assert!(came > 1, "at first it is taken back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,6 +208,7 @@ async fn an_answer_of_any_kind_subscribes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "a table of changes")]
 async fn changes_of_every_kind_are_told() {
     let server = Server::leasing(LONG);
     let (writer, handle, file, reader, _) = two(&server).await;
