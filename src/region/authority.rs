@@ -16,6 +16,9 @@
 //! A client whose lease has passed is no worse off as long as nothing changed for it, and may renew.
 //! It is *expired* by the first change that would have to wait for it: then it has missed something.
 //!
+//! An authority that begins anew does not know to whom the one before has granted leases: until they
+//! must have run out, no change is settled ([`Authority::hold_until`]).
+//!
 //! A client that is let in as a new one counts as known once anything has been heard of it since: its
 //! welcome may have been lost with the connection, and then it still believes in copies from
 //! before, and has to be told once more that they do not hold.
@@ -72,6 +75,8 @@ struct Change<Node, What> {
     at: Tick,
     since: Instant,
     waits_for: Vec<ClientId>,
+    /// Waits for the leases of an earlier run as well.
+    held: bool,
 }
 
 /// The clock of changes, subscriptions and leases of one authority.
@@ -84,6 +89,8 @@ pub struct Authority<Node, What> {
     /// Who subscribes to a node, each with the tick of its newest grant.
     subscribers: HashMap<Node, Vec<(ClientId, Tick)>>,
     changes: BTreeMap<ChangeId, Change<Node, What>>,
+    /// Until when replicas unknown to this run may answer from their copies.
+    held_until: Option<Instant>,
     events: VecDeque<AuthorityEvent<Node, What>>,
 }
 
@@ -97,8 +104,14 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             clients: BTreeMap::new(),
             subscribers: HashMap::new(),
             changes: BTreeMap::new(),
+            held_until: None,
             events: VecDeque::new(),
         }
+    }
+
+    /// An earlier run may have granted leases that last until then.
+    pub fn hold_until(&mut self, until: Instant) {
+        self.held_until = Some(until);
     }
 
     /// The clock of changes: to be read *before* an answer is made, after [`Self::subscribe`].
@@ -222,6 +235,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             at,
             since: now,
             waits_for: Vec::new(),
+            held: self.held_until.is_some_and(|until| now < until),
         };
         let mut expired = Vec::new();
         for &(client, _) in self.subscribers.get(&node).into_iter().flatten() {
@@ -238,7 +252,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
         for &client in &change.waits_for {
             self.events.push_back(change.invalidate(client, id));
         }
-        if change.waits_for.is_empty() {
+        if change.is_settled() {
             self.events.push_back(AuthorityEvent::Settled(id));
         } else {
             self.changes.insert(id, change);
@@ -264,12 +278,23 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             .map(|(&client, _)| client)
             .collect();
         late.into_iter().for_each(|client| self.expire(client));
+        if self.held_until.take_if(|until| *until <= now).is_some() {
+            let events = &mut self.events;
+            self.changes.retain(|&id, change| {
+                change.held = false;
+                if change.is_settled() {
+                    events.push_back(AuthorityEvent::Settled(id));
+                }
+                !change.is_settled()
+            });
+        }
     }
 
     /// When [`Self::handle_timeout`] is next worth calling.
     pub fn next_timeout(&self) -> Option<Instant> {
         let waited_for = self.clients.values().filter(|it| !it.pending.is_empty());
-        waited_for.map(|known| known.lease_end).min()
+        let leases = waited_for.map(|known| known.lease_end);
+        leases.chain(self.held_until).min()
     }
 
     /// What to do next.
@@ -330,7 +355,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             return;
         };
         change.waits_for.retain(|&waited| waited != client);
-        if change.waits_for.is_empty() {
+        if change.is_settled() {
             self.changes.remove(&id);
             self.events.push_back(AuthorityEvent::Settled(id));
         }
@@ -338,6 +363,10 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
 }
 
 impl<Node: Copy, What: Copy> Change<Node, What> {
+    fn is_settled(&self) -> bool {
+        self.waits_for.is_empty() && !self.held
+    }
+
     fn invalidate(&self, client: ClientId, change: ChangeId) -> AuthorityEvent<Node, What> {
         AuthorityEvent::Invalidate {
             client,
@@ -435,12 +464,31 @@ mod tests {
         let mut machine = attached(now, &[A, B]);
         machine.subscribe(A, 7);
         machine.subscribe(B, 7);
-        machine.handle_timeout(now + 2 * LEASE);
-        assert!(machine.handle_renew(now + 2 * LEASE, B));
-        machine.handle_change(now + 2 * LEASE, None, 7, 'x');
+        machine.handle_timeout(now + LEASE);
+        assert!(machine.handle_renew(now + LEASE, B));
+        machine.handle_change(now + LEASE, None, 7, 'x');
         assert_eq!(events(&mut machine), ["expired A", "B x"]);
-        assert!(machine.handle_attached(now + 3 * LEASE, B));
+        assert!(machine.handle_attached(now + LEASE + SECOND, B));
         assert_eq!(events(&mut machine), ["B x"], "told again");
+    }
+
+    #[test]
+    fn a_new_run_waits_for_the_leases_of_the_one_before() {
+        let now = Instant::now();
+        let mut machine = attached(now, &[A, B]);
+        machine.hold_until(now + 5 * SECOND);
+        machine.subscribe(B, 7);
+        machine.handle_change(now, Some(A), 8, 'x');
+        let (change, _) = machine.handle_change(now, Some(A), 7, 'y');
+        assert_eq!(events(&mut machine), ["B y"]);
+        assert_eq!(machine.next_timeout(), Some(now + 5 * SECOND));
+        machine.handle_timeout(now + 5 * SECOND);
+        assert_eq!(events(&mut machine), ["settled 1"]);
+        machine.handle_taken(B, change);
+        assert_eq!(events(&mut machine), ["settled 2"]);
+        machine.handle_change(now + 5 * SECOND, Some(A), 8, 'z');
+        assert_eq!(events(&mut machine), ["settled 3"]);
+        assert_eq!(machine.next_timeout(), None);
     }
 
     #[test]

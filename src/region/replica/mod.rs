@@ -21,12 +21,14 @@
 //!
 //! An answer under way may be too old for a page that has changed since: see [`stale`].
 
+mod past;
 mod pull;
 mod push;
 mod stale;
 
 use super::{Epoch, PageSet, Tick};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange, REGION_BYTES_MAX, pages_for};
+use past::Past;
 use pull::Pulls;
 use push::Pushes;
 use stale::Stale;
@@ -109,8 +111,8 @@ pub struct Replica {
     /// The authority's size in bytes, and the tick of the answer that told it.
     base_size: u64,
     base_at: Tick,
-    /// End of what stores that are not pushed yet have added past the authority's size, or 0.
-    stored_end: u64,
+    /// What stores that are not pushed yet have added past the authority's size.
+    past: Past,
     /// The newest push acknowledged: an answer at this tick has seen all of them.
     pushed_at: Tick,
     present: PageSet,
@@ -126,7 +128,7 @@ impl Replica {
             epoch,
             base_size: size.min(REGION_BYTES_MAX),
             base_at: at,
-            stored_end: 0,
+            past: Past::default(),
             pushed_at: Tick(0),
             present: PageSet::new(),
             pulls: Pulls::new(config),
@@ -138,7 +140,7 @@ impl Replica {
     /// Size in bytes as this replica's programs see it: the authority's, or further where stores
     /// that are not pushed yet reach.
     pub fn size(&self) -> u64 {
-        self.base_size.max(self.stored_end)
+        self.base_size.max(self.past.end())
     }
 
     /// Size in bytes at the authority, as far as known.
@@ -203,9 +205,7 @@ impl Replica {
         let pages = range.pages_touched();
         self.present.insert(pages);
         self.pushes.dirty.insert(pages);
-        if range.end > self.size() {
-            self.stored_end = range.end;
-        }
+        self.past.store(range, self.base_size);
         self.pulls.arrived(pages);
     }
 
@@ -286,19 +286,21 @@ impl Replica {
             self.base_at = at;
             self.base_size = self.base_size.max(push.end);
         }
-        self.settle_stored_end();
-        let base_end = pages_for(self.base_size);
+        self.past.forget(ByteRange::new(0, self.base_size));
+        let mut clean = Vec::new();
+        for run in push.pages.runs() {
+            self.pushes.clean_in(run, &mut clean);
+        }
+        for run in &clean {
+            self.past.forget(run.bytes());
+        }
+        let below = PageRange::new(0, pages_for(self.base_size));
         let mut gone: Vec<PageRange> = Vec::new();
-        for run in push.outdated(at, PageRange::new(0, base_end)) {
+        for run in push.outdated(at, below) {
             self.pushes.clean_in(run, &mut gone);
         }
         self.drop_pages(&gone, push.changed_at);
         dropped.append(&mut gone);
-        let mut clean = Vec::new();
-        let tail = PageRange::new(self.base_size / PAGE_BYTES, u64::MAX);
-        for run in push.pages.runs_in(tail) {
-            self.pushes.clean_in(run, &mut clean);
-        }
         self.clear_past_the_end(&clean, size_before, zeroed);
     }
 
@@ -339,19 +341,19 @@ impl Replica {
     ) {
         let size = size.min(REGION_BYTES_MAX);
         let size_before = self.size();
-        let beyond = PageRange::new(pages_for(size), u64::MAX);
-        self.pushes.forget(beyond);
-        self.present.remove(beyond);
         let tail = PageRange::new(size / PAGE_BYTES, u64::MAX);
-        self.mark_stale(tail, at);
+        self.mark_stale(tail, at.max(self.pushed_at));
         if at >= self.base_at {
             (self.base_at, self.base_size) = (at, size);
         } else {
             // What is here of the page it ended in may be from after, and lose its end below.
             self.drop_clean(tail, at, dropped);
         }
-        self.stored_end = self.stored_end.min(size);
-        self.settle_stored_end();
+        self.past.forget(ByteRange::new(size, u64::MAX));
+        self.past.forget(ByteRange::new(0, self.base_size));
+        let beyond = PageRange::new(pages_for(size.min(self.size())), u64::MAX);
+        self.pushes.forget(beyond);
+        self.present.remove(beyond);
         if size < size_before {
             let end = pages_for(size_before) * PAGE_BYTES;
             zeroed.push(ByteRange::new(size, end));
@@ -462,7 +464,10 @@ impl Replica {
     /// Nothing is under way, nobody waits, and nothing is remembered on behalf of such.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        self.pulls.is_idle() && self.pushes.is_idle() && self.stale.len() == 0
+        self.pulls.is_idle()
+            && self.pushes.is_idle()
+            && self.stale.len() == 0
+            && self.past.end() == 0
     }
 
     /// As for each pull under way: the link broke.
@@ -519,20 +524,18 @@ impl Replica {
 
     /// The authority's size has changed by `at`.
     fn set_base_size(&mut self, size: u64, at: Tick, zeroed: &mut Vec<ByteRange>) {
-        if size >= self.base_size {
-            self.base_size = size;
-            return self.settle_stored_end();
-        }
         let size_before = self.size();
         let old_end = pages_for(self.base_size);
+        let grows = size >= self.base_size;
         self.base_size = size;
-        let end = pages_for(size);
-        if self.pushes.end() > end {
-            let stored_end = (self.pushes.end() * PAGE_BYTES).min(size_before);
-            self.stored_end = self.stored_end.max(stored_end);
+        if grows {
+            return self.past.forget(ByteRange::new(0, size));
         }
-        self.stored_end = self.stored_end.max(self.pushes.under_way_end());
-        self.settle_stored_end();
+        // Pages that are to be pushed will extend it again; the one it ends in if it is on its way.
+        let end = pages_for(size);
+        for run in self.pushes.will_reach(size) {
+            self.past.store(run.bytes_below(size_before), size);
+        }
         self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
         // From the page on that it ends in: its rest is zero as well, also while it is absent.
         let mut clean = Vec::new();
@@ -562,18 +565,6 @@ impl Replica {
         let rest = ByteRange::new(size, pages_for(size) * PAGE_BYTES);
         if size < size_before && self.pushes.holds(rest.pages_touched()) {
             zeroed.push(rest);
-        }
-    }
-
-    /// Past the end of what is still to be pushed, nothing has been stored.
-    fn settle_stored_end(&mut self) {
-        let unpushed = self.pushes.end();
-        if pages_for(self.stored_end) > unpushed {
-            let beyond = unpushed > pages_for(self.base_size);
-            self.stored_end = if beyond { unpushed * PAGE_BYTES } else { 0 };
-        }
-        if self.stored_end <= self.base_size {
-            self.stored_end = 0;
         }
     }
 }

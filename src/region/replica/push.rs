@@ -56,16 +56,12 @@ pub(super) struct Pushes {
 }
 
 impl Pushes {
-    /// One past the last page that the authority has not taken.
-    pub fn end(&self) -> u64 {
-        self.dirty.end().max(self.pushing.end())
-    }
-
-    /// One past the last byte of pushes under way: where the region may end when they are taken.
-    pub fn under_way_end(&self) -> u64 {
-        let pushes = self.under_way.values();
-        let whole = pushes.filter(|push| push.pages.end() == pages_for(push.end));
-        whole.map(|push| push.end).max().unwrap_or(0)
+    /// Pages past byte `size`: those dirty, and those under way, also if they are past it only in part.
+    pub fn will_reach(&self, size: u64) -> impl Iterator<Item = PageRange> {
+        let dirty = PageRange::new(pages_for(size), u64::MAX);
+        let pushing = PageRange::new(size / PAGE_BYTES, u64::MAX);
+        let dirty = self.dirty.runs_in(dirty);
+        dirty.chain(self.pushing.runs_in(pushing))
     }
 
     /// Whether the authority has not taken some of `pages`.
@@ -251,7 +247,8 @@ impl Pushes {
 
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        self.end() == 0
+        self.dirty.is_empty()
+            && self.pushing.is_empty()
             && self.changed.is_empty()
             && self.under_way.is_empty()
             && self.flushes.is_empty()

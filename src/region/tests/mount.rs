@@ -124,8 +124,10 @@ impl Mount {
         match self.link {
             Link::Down => {
                 self.link = Link::Connecting(world.now);
-                world.wire(self.client).up.clear();
-                world.wire(self.client).up.push_back(Up::Hello);
+                let wire = world.wire(self.client);
+                wire.up.clear();
+                wire.down.clear();
+                wire.up.push_back(Up::Hello);
             }
             Link::Up if self.lease.next_renewal() <= world.now => {
                 let number = self.lease.handle_sent(world.now);
@@ -270,6 +272,13 @@ impl Mount {
     }
 
     pub fn handle_down(&mut self, world: &mut World, event: Down, random: &mut super::Random) {
+        let welcome = matches!(
+            (&event, self.link),
+            (Down::Welcome(..), Link::Connecting(_))
+        );
+        if !welcome && self.link != Link::Up {
+            return; // from the connection before
+        }
         match event {
             Down::Closed => self.cut(world, true),
             Down::Renewed(number) => self.lease.handle_renewed(number),
@@ -354,6 +363,9 @@ impl Mount {
     }
 
     pub fn handle_reply(&mut self, world: &mut World, reply: Reply, random: &mut super::Random) {
+        if self.link != Link::Up {
+            return; // from the connection before
+        }
         match reply {
             Reply::Attr(at, size) if self.core.is_none() => {
                 (self.opening, self.asking_size) = (false, false);
@@ -456,10 +468,10 @@ impl Mount {
             let floor = &mut world.floor[cell as usize];
             *floor = order.max(*floor);
         }
-        self.stored.forget(size.div_ceil(2));
         let (mut dropped, mut zeroed) = (Vec::new(), Vec::new());
         let core = self.core.as_mut().unwrap();
         core.handle_resized(at, size * CELL_BYTES, &mut dropped, &mut zeroed);
+        self.stored.forget(size.min(self.size()).div_ceil(2));
         self.dropped(&dropped, size);
         self.mine.retain(|&cell, _| cell < size);
         self.zeroed(&zeroed, size);

@@ -17,6 +17,10 @@ struct Schedule {
     mounts: Vec<Mount>,
     /// How often what happens, in this schedule: so that some see only stores, others only cuts.
     weights: Vec<u64>,
+    /// Cells that are read and stored: the fewer, the more they are fought over.
+    reach: u64,
+    /// How likely a mount without a connection asks for one, each time.
+    patience: u64,
     /// Of a hundred requests, so many are refused, and as many are lost.
     refused: u64,
     tell: bool,
@@ -43,45 +47,52 @@ enum Step {
     Restart,
 }
 
-/// Each with how often it happens at most.
+/// Each with how often it happens, usually.
 const STEP_WEIGHTS: [(Step, u64); 17] = [
-    (Step::Deliver, 60),
-    (Step::Land, 40),
-    (Step::Push, 25),
-    (Step::Read, 20),
-    (Step::Store, 20),
-    (Step::Flush, 6),
+    (Step::Deliver, 50),
+    (Step::Land, 25),
+    (Step::Push, 15),
+    (Step::Read, 10),
+    (Step::Store, 10),
+    (Step::Flush, 3),
     (Step::Resize, 4),
-    (Step::Forget, 4),
-    (Step::Want, 3),
-    (Step::Abandon, 2),
-    (Step::GiveUp, 4),
+    (Step::Forget, 2),
+    (Step::Want, 1),
+    (Step::Abandon, 1),
+    (Step::GiveUp, 3),
     (Step::Background, 1),
-    (Step::WriteThere, 4),
-    (Step::Time, 6),
+    (Step::WriteThere, 2),
+    (Step::Time, 4),
     (Step::LongTime, 1),
-    (Step::Cut, 4),
+    (Step::Cut, 2),
     (Step::Restart, 1),
 ];
 
 pub fn run(seed: u64, tell: bool) {
     let mut random = Random(seed);
     let clients = [ClientId([0; 16]), ClientId([1; 16])];
-    let world = World::new(random.below(CELLS), &clients);
+    let reach = 6 + random.below(CELLS - 5);
+    let world = World::new(random.below(reach), &clients);
     let mounts = clients.map(|client| {
         let config = Mount::config_of(random.percent(50), 1 + random.below(4));
         Mount::new(client, config, world.now)
     });
-    let weigh = |(step, most): (Step, u64)| match step {
-        Step::Deliver | Step::Land | Step::Push => 1 + random.below(most),
-        _ => random.below(most + 1) * u64::from(random.percent(70)),
+    let weigh = |(step, usual): (Step, u64)| match (step, random.below(4)) {
+        (Step::Deliver | Step::Land | Step::Push, 0) => usual / 5,
+        (_, 0) => 0,
+        (_, 1) => usual.div_ceil(2),
+        (_, 2) => usual,
+        _ => usual * 3,
     };
     let weights = STEP_WEIGHTS.map(weigh).to_vec();
+    let patience = [100, 30, 5][random.index(3)];
     let mut schedule = Schedule {
         random,
         world,
         mounts: mounts.into(),
         weights,
+        reach,
+        patience,
         refused: 3,
         tell,
     };
@@ -122,8 +133,8 @@ impl Schedule {
     }
 
     fn cells(&mut self) -> Cells {
-        let start = self.random.below(CELLS);
-        start..(start + 1 + self.random.below(6)).min(CELLS)
+        let start = self.random.below(self.reach);
+        start..(start + 1 + self.random.below(6)).min(self.reach)
     }
 
     fn take(&mut self, step: Step, which: usize) {
@@ -145,7 +156,7 @@ impl Schedule {
             Step::Resize => {
                 let ready = mount.is_idle() || random.percent(50);
                 if ready && mount.can_resize() && mount.link == Link::Up {
-                    mount.resize(world, random.below(CELLS));
+                    mount.resize(world, random.below(self.reach));
                 }
             }
             Step::Forget => mount.forget(&range),
@@ -243,12 +254,15 @@ impl Schedule {
         mount.wake();
         mount.end_flushes();
         mount.pull(&mut self.world);
-        mount.keep_link(&mut self.world);
+        if mount.link != Link::Down || self.random.percent(self.patience) {
+            mount.keep_link(&mut self.world);
+        }
         mount.check(&self.world);
     }
 
     /// Nothing new happens, and what was begun comes to its end.
     fn come_to_rest(&mut self) {
+        self.patience = 100;
         self.until(|schedule| {
             let idle = |mount: &Mount| mount.link == Link::Up && mount.is_idle();
             schedule.mounts.iter().all(idle) && schedule.wires_are_idle()

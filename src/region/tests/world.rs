@@ -293,7 +293,10 @@ impl World {
             Up::Hello => {
                 let known = self.authority.handle_attached(now, client);
                 self.wire(client).open = true;
-                self.wire(client).requests.clear();
+                let wire = self.wire(client);
+                wire.requests.clear();
+                wire.replies.clear();
+                wire.down.clear();
                 if !known {
                     self.forget_session(client);
                 }
@@ -340,6 +343,7 @@ impl World {
     /// The authority ends and begins anew; its store stays.
     pub fn restart(&mut self) {
         self.authority = Authority::new(LEASE);
+        self.authority.hold_until(self.now + LEASE);
         self.settling.clear();
         self.answered.clear();
     }
@@ -392,6 +396,7 @@ impl World {
     /// What is left to do when all is done: nothing.
     pub fn assert_idle(&mut self) {
         assert!(self.settling.is_empty());
+        self.pass_time(2 * LEASE);
         assert_eq!(self.authority.next_timeout(), None, "a change waits");
         let clients: Vec<ClientId> = self.wires.keys().copied().collect();
         for client in clients {
