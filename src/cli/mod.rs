@@ -18,6 +18,7 @@ pub mod serve;
 mod status;
 mod umount;
 
+use crate::frontend::fuse::{HELPER_NAME, help};
 use clap::{CommandFactory as _, Parser};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
@@ -70,6 +71,12 @@ pub fn main() -> ExitCode {
     let called = args.first().map(Path::new).and_then(Path::file_name);
     if called == Some(OsStr::new("mount.memfs")) {
         return mount::run_as_helper(args.split_off(1));
+    }
+    if called == Some(OsStr::new(HELPER_NAME)) {
+        return match help() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(error),
+        };
     }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,

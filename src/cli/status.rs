@@ -19,7 +19,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// Show mounts: the link, and of each file in use what is here, dirty, and on its way
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print an array of objects, for programs; with --watch one array a line
+    /// Print JSON: an object for MOUNTPOINT, without it an array of them; with --watch one a line
     #[arg(long)]
     json: bool,
     /// Again every second, with rates, until interrupted
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> ExitCode {
         let (statuses, well) = ask(&mounts);
         match args.json {
             false if mounts.is_empty() && !args.watch => complain("nothing is mounted"),
-            true => match serde_json::to_string(&statuses) {
+            true => match json(args, &statuses) {
                 Ok(json) => print(json),
                 Err(error) => return fail(error),
             },
@@ -63,6 +63,13 @@ pub fn run(args: &Args) -> ExitCode {
         }
         before = Some((now, statuses));
         std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn json(args: &Args, statuses: &[MountStatus]) -> serde_json::Result<String> {
+    match (&args.mountpoint, statuses) {
+        (Some(_), [only]) => serde_json::to_string(only),
+        _ => serde_json::to_string(statuses),
     }
 }
 
@@ -110,7 +117,9 @@ fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[Mount
         // Writing to a string does not fail.
         let _ = describe(&mut text, status, args.all, old);
     }
-    print(text.trim_end());
+    if !text.is_empty() {
+        print(text.trim_end());
+    }
 }
 
 fn describe(

@@ -109,7 +109,7 @@ fn take_away(mount: &Mount, force: bool) -> Result<Gone, String> {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             if !force {
                 return Err(format!(
-                    "{place} is in use: close what uses it ('fuser -vm {place}' tells), or use --force"
+                    "{place} is busy: close what uses it ('fuser -vm {place}' tells), or use --force"
                 ));
             }
             unmount(&mount.mountpoint, true).map_err(|e| format!("{place}: {e}"))?;

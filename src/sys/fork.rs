@@ -1,4 +1,4 @@
-//! A second process from this one: the mount's daemon, and its helper that writes back pages.
+//! A second process from this one, and what it does without.
 
 use rustix::process::Pid;
 use std::io;

@@ -16,7 +16,7 @@
 
 use super::mounts::Device;
 use crate::node::replica::NodeNo;
-use crate::sys::{self, Forked};
+use crate::sys;
 use crate::wire::RelPath;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -26,10 +26,15 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// The longest message: two numbers and a path.
 const MESSAGE_BYTES_MAX: usize = 8 + libc::PATH_MAX as usize;
+
+/// What the program is called when it is to be the helper.
+pub const HELPER_NAME: &str = "memfs-writeback";
 
 /// Stands for all nodes in a request.
 const ALL: NodeNo = NodeNo(0);
@@ -41,10 +46,10 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts it. To be called before this process has a second thread.
+    /// Starts it: this very program, called [`HELPER_NAME`], which then has to call [`help`].
     ///
     /// # Errors
-    /// As `socketpair(2)` and [`sys::fork`].
+    /// As `socketpair(2)` and `execve(2)`.
     pub fn start() -> io::Result<Helper> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -52,17 +57,17 @@ impl Helper {
             SocketFlags::CLOEXEC,
             None,
         )?;
-        match sys::fork()? {
-            Forked::Parent(pid) => Ok(Helper {
-                socket: Mutex::new(ours),
-                pid: pid.as_raw_nonzero().get().unsigned_abs(),
-            }),
-            Forked::Child => {
-                drop(ours);
-                let ended = live(&theirs);
-                std::process::exit(i32::from(ended.is_err()));
-            }
-        }
+        let child = Command::new("/proc/self/exe")
+            .arg0(HELPER_NAME)
+            .current_dir("/")
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Helper {
+            socket: Mutex::new(ours),
+            pid: child.id(),
+        })
     }
 
     /// Its process number: what it opens is not opened by a program.
@@ -116,9 +121,15 @@ impl Helper {
     }
 }
 
-/// The helper's life, until the other end of `socket` is gone.
-fn live(socket: &OwnedFd) -> io::Result<()> {
-    detach()?;
+/// The helper's life, until the other end of its standard input is gone.
+///
+/// # Errors
+/// Where standard input is not what [`Helper::start`] makes it.
+pub fn help() -> io::Result<()> {
+    // Out of the reach of terminals and service managers: it ends when it is not needed any more.
+    sys::ignore_end_signals();
+    rustix::process::setsid()?;
+    let socket = rustix::stdio::stdin();
     let mut mount = None;
     let mut message = vec![0; MESSAGE_BYTES_MAX];
     loop {
@@ -143,16 +154,6 @@ fn live(socket: &OwnedFd) -> io::Result<()> {
         };
         rustix::net::send(socket, &errno.to_le_bytes(), SendFlags::NOSIGNAL)?;
     }
-}
-
-/// Out of the reach of terminals and service managers: it ends when it is not needed any more.
-fn detach() -> io::Result<()> {
-    sys::ignore_end_signals();
-    rustix::process::setsid()?;
-    rustix::process::chdir("/")?;
-    sys::close_standard_streams()?;
-    rustix::thread::set_name(c"memfs-writeback")?;
-    Ok(())
 }
 
 /// The mount that the helper works for.

@@ -35,7 +35,7 @@ mod mount;
 pub mod mounts;
 mod reply;
 
-pub use helper::Helper;
+pub use helper::{HELPER_NAME, Helper, help};
 pub use mount::{Mounting, unmount};
 
 use crate::node::replica::Replica;
