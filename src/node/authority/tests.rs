@@ -1,5 +1,6 @@
 //! The service over real QUIC on loopback, spoken to in raw messages of the wire.
 
+mod abuse;
 mod client;
 mod coherence;
 mod local;

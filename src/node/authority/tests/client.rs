@@ -129,6 +129,11 @@ impl Client {
         node(&self.welcome.root, "")
     }
 
+    /// Its control stream, to say anything on.
+    pub fn into_control(self) -> ((SendStream, RecvStream), Connection) {
+        (self.control.into_inner(), self.connection)
+    }
+
     pub async fn tell(&self, event: ReplicaEvent) {
         let mut control = self.control.lock().await;
         stream::send(&mut control.0, &event).await.unwrap();

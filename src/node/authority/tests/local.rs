@@ -5,7 +5,8 @@ use crate::node::authority::AuthorityOptions;
 use crate::store::directory::Directory;
 use crate::wire::*;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use tempfile::TempDir;
 
 fn served() -> (TempDir, Server) {
@@ -13,6 +14,11 @@ fn served() -> (TempDir, Server) {
     let store = Directory::open(dir.path()).unwrap();
     let server = Server::new(store, AuthorityOptions::default());
     (dir, server)
+}
+
+fn write_at_start(path: &Path, bytes: &[u8]) {
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, 0).unwrap();
 }
 
 /// Events up to one of this node.
@@ -169,10 +175,7 @@ async fn a_change_by_others_just_before_ones_own_is_found() {
     client.push(handle, 0, &[1; 8192]).await.unwrap();
     assert_eq!(client.bytes(handle, 0, 1).await, [1]);
     // No entry of a directory of the client's was looked up yet, so nothing is watched.
-    let other = fs::OpenOptions::new()
-        .write(true)
-        .open(dir.path().join("file"));
-    std::os::unix::fs::FileExt::write_all_at(&other.unwrap(), &[2; 100], 0).unwrap();
+    write_at_start(&dir.path().join("file"), &[2; 100]);
     client.push(handle, 4096, &[3; 4096]).await.unwrap();
     assert_eq!(client.settle().await, [(file.id, bytes_from(0))]);
     assert_eq!(client.bytes(handle, 0, 100).await, [2; 100]);
@@ -195,7 +198,8 @@ async fn a_part_of_the_tree_is_watched_like_the_whole() {
     assert_eq!(b.id, client.root().id);
     let same = whole.look_up(&node(&b, "a/b"), "file").await.unwrap();
     assert_eq!(same.id, file.id);
-    fs::write(dir.path().join("a/b/file"), "newer").unwrap();
+    // One change, not one of the size and one of the bytes: each is told.
+    write_at_start(&dir.path().join("a/b/file"), b"newer");
     assert_eq!(until(&client, file.id).await, bytes_from(0));
     assert_eq!(until(&whole, file.id).await, bytes_from(0));
     // Through one of them, the other is told once.
