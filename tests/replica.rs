@@ -1,8 +1,16 @@
 //! Replicas and an authority over real QUIC on loopback, without a kernel in between.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says what it expects by failing"
+)]
+
 use memfs::node::authority::{self, AuthorityOptions};
 use memfs::node::replica::{NodeNo, ROOT, Replica, ReplicaOptions};
+use memfs::store::Store;
 use memfs::store::directory::Directory;
+use memfs::store::memory::Memory;
 use memfs::transport::{Authorized, Dialer, Identity, Listener, ServerTrust};
 use memfs::units::ByteRange;
 use memfs::wire::{Caller, Make, Name, RenameMode, SetAttr, XattrMode};
@@ -25,6 +33,11 @@ struct Served {
 }
 
 fn serve(directory: &Path, identity: Identity, address: SocketAddr) -> Served {
+    let store = Arc::new(Directory::open(directory).unwrap());
+    serve_store(store, identity, address)
+}
+
+fn serve_store(store: Arc<dyn Store>, identity: Identity, address: SocketAddr) -> Served {
     let authorized = Authorized::Keys(vec![identity.public()]);
     let listener = loop {
         // The address may still be held by the tasks of one that was just ended.
@@ -36,7 +49,6 @@ fn serve(directory: &Path, identity: Identity, address: SocketAddr) -> Served {
             Err(error) => panic!("{address}: {error}"),
         }
     };
-    let store = Arc::new(Directory::open(directory).unwrap());
     let options = AuthorityOptions {
         lease: LEASE,
         ..AuthorityOptions::default()
@@ -57,6 +69,11 @@ impl Served {
             Identity::generate(),
             "127.0.0.1:0".parse().unwrap(),
         )
+    }
+
+    fn memory(bytes: u64) -> Served {
+        let store = Arc::new(Memory::new(bytes));
+        serve_store(store, Identity::generate(), "127.0.0.1:0".parse().unwrap())
     }
 
     async fn mount(&self, options: ReplicaOptions) -> Arc<Replica> {
@@ -380,4 +397,37 @@ async fn a_sparse_tebibyte_costs_what_is_touched() {
     let status = replica.status();
     assert_eq!(status.regions[0].present_bytes, 1 << 40);
     assert!(status.pulled_bytes < 1 << 30, "{}", status.pulled_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_dirty_of_a_file_without_a_name_is_let_go() {
+    let served = Served::memory(1 << 20);
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let (_, handle) = replica
+        .create(ROOT, &name("full"), 0o644, true, ME)
+        .await
+        .unwrap();
+    replica
+        .write(handle, 0, &pattern(2 << 20), false)
+        .await
+        .unwrap();
+    assert_eq!(
+        replica.flush(handle).await.unwrap_err(),
+        rustix::io::Errno::NOSPC
+    );
+    replica.close(handle);
+    replica.remove(ROOT, &name("full"), false).await.unwrap();
+    while !replica.dirty_nodes().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (_, handle) = replica
+        .create(ROOT, &name("fits"), 0o644, true, ME)
+        .await
+        .unwrap();
+    replica
+        .write(handle, 0, &pattern(100_000), false)
+        .await
+        .unwrap();
+    // The authority closes the handle of the other one by and by.
+    while replica.flush(handle).await.is_err() {}
 }

@@ -8,7 +8,7 @@ use super::{HandleNo, Shared};
 use crate::region::{Epoch, ReplicaConfig, Tick};
 use crate::store::Result;
 use crate::sys::MappedFile;
-use crate::wire::{Access, Attr, HandleId, ReadRequest};
+use crate::wire::{Access, Answer, Attr, HandleId, ReadRequest};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -101,6 +101,37 @@ impl Shared {
                 };
                 let _ = super::link::exchange(&session, &crate::wire::Request::Read(request)).await;
             }
+        });
+    }
+
+    /// A file may have lost its last name and its last user. What is dirty of it then is nobody's any more:
+    /// it need not be pushed, and its handle keeps it alive at the authority for nothing.
+    pub(super) fn forget_if_unlinked(self: &Arc<Self>, node: &Arc<Node>) {
+        let unused = |region: &Arc<Region>| {
+            region.look(|inner| inner.opens == 0 && inner.core.dirty_pages() > 0)
+        };
+        let region = node.region.lock().clone().filter(unused);
+        let (Some(region), true) = (region, node.has_no_place()) else {
+            return;
+        };
+        let (shared, node) = (self.clone(), node.clone());
+        self.runtime.spawn(async move {
+            let hold = region.hold_pushes().await;
+            let handle = shared.remote_handle(&node).await;
+            let request = ReadRequest::GetAttr {
+                node: node.to_wire_open(),
+                handle,
+            };
+            if let (Some(_), Ok((at, Answer::Attr(attr)))) =
+                (handle, shared.link.read(request).await)
+                && attr.nlink == 0
+                && region.look(|inner| inner.opens == 0)
+                && let Err(errno) = region.update(|inner| inner.resized(at, 0, &mut Vec::new()))
+            {
+                tracing::error!("the local copy of an unlinked file cannot be cut: {errno}");
+            }
+            drop(hold);
+            shared.close_remote_if_idle(&region);
         });
     }
 

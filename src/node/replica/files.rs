@@ -188,6 +188,7 @@ impl Replica {
             }
         });
         file.region.push_due();
+        self.shared.forget_if_unlinked(&file.node);
         self.shared.close_remote_if_idle(&file.region);
         self.shared.give_up_copies();
     }

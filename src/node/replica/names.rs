@@ -211,6 +211,7 @@ impl Replica {
         node.touch();
         if node.is_at(dir, name) {
             node.unset_place();
+            self.shared.forget_if_unlinked(node);
         }
         self.shared
             .queue(super::kernel::Job::DropAttributes(node.no));

@@ -269,6 +269,11 @@ impl Node {
             .is_some_and(|(at, called)| at.no == dir.no && called == name)
     }
 
+    /// Whether no name of it is known.
+    pub fn has_no_place(&self) -> bool {
+        self.no != ROOT && self.state.lock().place.is_none()
+    }
+
     /// It was seen under this name.
     pub fn set_place(&self, dir: &Arc<Node>, name: &Name) {
         if self.no != ROOT && self.no != dir.no {

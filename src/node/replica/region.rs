@@ -394,7 +394,7 @@ impl Inner {
     /// Makes the copy reach to `end`, by steps.
     pub fn ensure_room(&mut self, end: u64) -> Result<()> {
         if end > self.copy.len() {
-            let step = COPY_STEP_BYTES.max(end / 4 & !(COPY_STEP_BYTES - 1));
+            let step = COPY_STEP_BYTES.max((end / 4) & !(COPY_STEP_BYTES - 1));
             let stepped = end.checked_next_multiple_of(step).unwrap_or(end);
             let len = stepped.min(self.core.size().max(end).next_multiple_of(PAGE_BYTES));
             self.copy.set_len(len).map_err(io_errno)?;

@@ -63,10 +63,7 @@ impl Replica {
     pub fn status(&self) -> Status {
         let shared = &self.shared;
         let nodes: Vec<_> = shared.regions.lock().values().cloned().collect();
-        let mut regions: Vec<_> = nodes
-            .iter()
-            .filter_map(|node| region_status(node))
-            .collect();
+        let mut regions: Vec<_> = nodes.iter().filter_map(region_status).collect();
         regions.sort_by(|a, b| a.path.cmp(&b.path));
         Status {
             server: shared.link.name(),
