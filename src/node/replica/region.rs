@@ -134,15 +134,16 @@ impl Region {
         deliver: impl FnOnce(&[u8]) -> R,
     ) -> Option<Result<R>> {
         let inner = self.inner.read();
-        let size = inner.core.size();
-        let range = ByteRange::new(
-            offset.min(size),
-            offset.saturating_add(u64::from(len)).min(size),
-        );
+        let until = offset.saturating_add(u64::from(len));
+        let below = |end: u64| ByteRange::new(offset.min(end), until.min(end));
+        if !inner.core.is_present(below(inner.core.reach())) {
+            return None;
+        }
+        let range = below(inner.core.size());
         if range.is_empty() {
             return Some(Ok(deliver(&[])));
         }
-        if range.end > inner.copy.len() || !inner.core.is_present(range) {
+        if range.end > inner.copy.len() {
             return None;
         }
         Some(
@@ -167,10 +168,7 @@ impl Region {
                 inner.core.handle_store_fault(now, range)
             } else {
                 inner.ensure_room(range.end.min(inner.core.size()))?;
-                let size = inner.core.size();
-                inner
-                    .core
-                    .handle_fault(now, range.intersect(ByteRange::new(0, size)))
+                inner.core.handle_fault(now, range)
             };
             Ok(match residency {
                 crate::region::Residency::Present => None,

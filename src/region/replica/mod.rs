@@ -17,13 +17,14 @@
 //! pages take what lands, so no answer, however late, overwrites a store.
 //!
 //! Pages past the authority's size are zero without anybody's help; only dirty and pushing ones are
-//! in `present`. When the end moves down, the caller is told what it has to make zero.
+//! in `present`. When the end moves down, the caller is told what it has to make zero ([`size`]).
 //!
 //! An answer under way may be too old for a page that has changed since: see [`stale`].
 
 mod past;
 mod pull;
 mod push;
+mod size;
 mod stale;
 
 use super::{Epoch, PageSet, Tick};
@@ -84,7 +85,7 @@ pub enum Residency {
 pub struct Pull {
     /// Its name.
     pub id: PullId,
-    /// Whole pages, clipped at the size of the region.
+    /// Whole pages, clipped at the size of the region, or where it may end if others have changed that.
     pub range: ByteRange,
     /// Somebody waits for it.
     pub demand: bool,
@@ -111,6 +112,9 @@ pub struct Replica {
     /// The authority's size in bytes, and the tick of the answer that told it.
     base_size: u64,
     base_at: Tick,
+    /// Others have changed something since, at this tick, up to here: what is past the size of that has to be
+    /// asked for.
+    doubt: Option<(Tick, u64)>,
     /// What stores that are not pushed yet have added past the authority's size.
     past: Past,
     /// The newest push acknowledged: an answer at this tick has seen all of them.
@@ -128,6 +132,7 @@ impl Replica {
             epoch,
             base_size: size.min(REGION_BYTES_MAX),
             base_at: at,
+            doubt: None,
             past: Past::default(),
             pushed_at: Tick(0),
             present: PageSet::new(),
@@ -141,6 +146,12 @@ impl Replica {
     /// that are not pushed yet reach.
     pub fn size(&self) -> u64 {
         self.base_size.max(self.past.end())
+    }
+
+    /// How far the region may reach: [`Self::size`], or further where others have changed something past
+    /// it. What is past the size has to be faulted for like anything absent; then the size is known.
+    pub fn reach(&self) -> u64 {
+        self.size().max(self.pull_end())
     }
 
     /// Size in bytes at the authority, as far as known.
@@ -190,7 +201,8 @@ impl Replica {
 
     /// Bring `range` in, nobody waits (`memfs pull`): goes before the background.
     pub fn handle_want(&mut self, range: ByteRange) {
-        for gap in self.present.gaps_in(self.pullable(range)) {
+        let known = range.intersect(ByteRange::new(0, self.base_size));
+        for gap in self.present.gaps_in(known.pages_touched()) {
             self.pulls.want(gap);
         }
     }
@@ -314,52 +326,10 @@ impl Replica {
     /// stays, and what is being pushed until it is known which came last.
     pub fn handle_invalidate(&mut self, at: Tick, range: ByteRange, dropped: &mut Vec<PageRange>) {
         let pages = range.pages_touched();
+        self.doubt_size(at, range);
         self.mark_stale(pages, at);
         self.pushes.changed(pages, at);
         self.drop_clean(pages, at, dropped);
-    }
-
-    /// The authority's size, from an answer made at `at`; an older one than known is ignored. Pages
-    /// that a growing region gains are absent, unless dirty. What is dirty beyond the end of a region
-    /// that shrinks stays, and will extend it again.
-    pub fn handle_size(&mut self, at: Tick, size: u64, zeroed: &mut Vec<ByteRange>) {
-        if at >= self.base_at {
-            self.base_at = at;
-            self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
-        }
-    }
-
-    /// The authority has set the size on this replica's request (a truncation), at `at`. Pages past
-    /// `size` are forgotten, dirty ones too: no push of them may have been under way when the request
-    /// was sent.
-    pub fn handle_resized(
-        &mut self,
-        at: Tick,
-        size: u64,
-        dropped: &mut Vec<PageRange>,
-        zeroed: &mut Vec<ByteRange>,
-    ) {
-        let size = size.min(REGION_BYTES_MAX);
-        let size_before = self.size();
-        let tail = PageRange::new(size / PAGE_BYTES, u64::MAX);
-        self.mark_stale(tail, at.max(self.pushed_at));
-        if at >= self.base_at {
-            (self.base_at, self.base_size) = (at, size);
-        } else {
-            // What is here of the page it ended in may be from after, and lose its end below.
-            self.drop_clean(tail, at, dropped);
-        }
-        self.past.forget(ByteRange::new(size, u64::MAX));
-        self.past.forget(ByteRange::new(0, self.base_size));
-        let beyond = PageRange::new(pages_for(size.min(self.size())), u64::MAX);
-        self.pushes.forget(beyond);
-        self.present.remove(beyond);
-        if size < size_before {
-            let end = pages_for(size_before) * PAGE_BYTES;
-            zeroed.push(ByteRange::new(size, end));
-        }
-        let past_the_end = PageRange::new(pages_for(self.base_size), u64::MAX);
-        self.pulls.arrived(past_the_end);
     }
 
     /// The connection is a new one to an authority that does not know this replica any more: ticks
@@ -378,12 +348,14 @@ impl Replica {
         self.pushes.all_failed();
         self.stale.expire(None);
         (self.epoch, self.base_at, self.pushed_at) = (epoch, at, Tick(0));
+        self.doubt = None;
         if !same {
             let all = PageRange::new(0, u64::MAX);
             self.pushes.changed(all, at);
             self.drop_clean(all, at, dropped);
         }
         self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
+        self.settle_doubt(at);
     }
 
     /// Drop what is clean in `range` (`memfs forget`).
@@ -410,7 +382,8 @@ impl Replica {
 
     /// The next pull to make, demand first.
     pub fn poll_pull(&mut self) -> Option<Pull> {
-        self.pulls.poll(&self.present, self.base_size)
+        self.pulls
+            .poll(&self.present, self.base_size, self.pull_end())
     }
 
     /// The next push to make, of at most `bytes_max` bytes (at least a page) and `extents_max` extents.
@@ -481,7 +454,7 @@ impl Replica {
     /// The pages of `range` that have to be pulled unless they are present.
     fn pullable(&self, range: ByteRange) -> PageRange {
         let pages = range.pages_touched();
-        pages.intersect(PageRange::new(0, pages_for(self.base_size)))
+        pages.intersect(PageRange::new(0, pages_for(self.pull_end())))
     }
 
     /// Of those, the ones that `range` covers only in part: its first and its last, at most.
@@ -494,7 +467,7 @@ impl Replica {
             let first = PageRange::new(touched.start, covered.start);
             (first, PageRange::new(covered.end, touched.end))
         };
-        let below = PageRange::new(0, pages_for(self.base_size));
+        let below = PageRange::new(0, pages_for(self.pull_end()));
         [first.intersect(below), last.intersect(below)]
     }
 
@@ -519,52 +492,6 @@ impl Replica {
         for &run in pages {
             self.present.remove(run);
             self.mark_stale(run, at.max(self.pushed_at));
-        }
-    }
-
-    /// The authority's size has changed by `at`.
-    fn set_base_size(&mut self, size: u64, at: Tick, zeroed: &mut Vec<ByteRange>) {
-        let size_before = self.size();
-        let old_end = pages_for(self.base_size);
-        let grows = size >= self.base_size;
-        self.base_size = size;
-        if grows {
-            return self.past.forget(ByteRange::new(0, size));
-        }
-        // Pages that are to be pushed will extend it again; the one it ends in if it is on its way.
-        let end = pages_for(size);
-        for run in self.pushes.will_reach(size) {
-            self.past.store(run.bytes_below(size_before), size);
-        }
-        self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
-        // From the page on that it ends in: its rest is zero as well, also while it is absent.
-        let mut clean = Vec::new();
-        let tail = PageRange::new(size / PAGE_BYTES, old_end);
-        self.pushes.clean_in(tail, &mut clean);
-        self.clear_past_the_end(&clean, size_before, zeroed);
-        self.pulls.arrived(PageRange::new(end, u64::MAX));
-    }
-
-    /// Of these clean pages, and of the page that the region ends in now, what is past the end is zero.
-    fn clear_past_the_end(
-        &mut self,
-        clean: &[PageRange],
-        size_before: u64,
-        zeroed: &mut Vec<ByteRange>,
-    ) {
-        let past_the_end = PageRange::new(pages_for(self.base_size), u64::MAX);
-        for run in clean {
-            self.present.remove(run.intersect(past_the_end));
-            let bytes = run.bytes_below(size_before);
-            if self.base_size < bytes.end {
-                let start = bytes.start.max(self.base_size);
-                zeroed.push(ByteRange::new(start, bytes.end));
-            }
-        }
-        let size = self.size();
-        let rest = ByteRange::new(size, pages_for(size) * PAGE_BYTES);
-        if size < size_before && self.pushes.holds(rest.pages_touched()) {
-            zeroed.push(rest);
         }
     }
 }

@@ -219,15 +219,15 @@ impl Pulls {
         self.woken.pop_front()
     }
 
-    /// The next pull of a region of `size` bytes.
-    pub fn poll(&mut self, present: &PageSet, size: u64) -> Option<Pull> {
+    /// The next pull of a region of `size` bytes, which may reach up to `end`: only waiters go there.
+    pub fn poll(&mut self, present: &PageSet, size: u64, end: u64) -> Option<Pull> {
         let region = PageRange::new(0, pages_for(size));
         let (pages, source) = match self.next_demand(present, region) {
             Some(pages) => (pages, Source::Demand),
             None => self.next_idle(present, region)?,
         };
         let id = self.next_id();
-        let range = pages.bytes_below(size);
+        let range = pages.bytes_below(end);
         let demand = source == Source::Demand;
         self.pulls_made += 1;
         self.idle_bytes += if demand { 0 } else { range.len() };

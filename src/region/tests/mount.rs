@@ -50,11 +50,12 @@ pub struct Mount {
     pub copy: Vec<u64>,
     pub lease: Lease,
     pub link: Link,
-    /// The newest answer, the newest answer that told the size, the newest invalidation.
+    /// The newest answer.
     seen: Tick,
-    size_at: Tick,
-    stale_until: Tick,
-    pub asking_size: bool,
+    /// The newest invalidation, also from while nothing was kept.
+    changed_at: Tick,
+    /// The size is being asked for.
+    pub asking: bool,
     pub resize: Option<Resize>,
     sent: BTreeMap<u64, Sent>,
     numbers: u64,
@@ -79,9 +80,8 @@ impl Mount {
             lease: Lease::new(now, std::time::Duration::ZERO),
             link: Link::Down,
             seen: Tick(0),
-            size_at: Tick(0),
-            stale_until: Tick(0),
-            asking_size: false,
+            changed_at: Tick(0),
+            asking: false,
             resize: None,
             sent: BTreeMap::new(),
             numbers: 0,
@@ -105,17 +105,13 @@ impl Mount {
         self.core.as_ref().map_or(0, Replica::base_size) / CELL_BYTES
     }
 
-    pub fn knows_size(&self) -> bool {
-        self.core.is_some() && self.size_at >= self.stale_until
-    }
-
     pub fn is_idle(&self) -> bool {
         self.sent.is_empty()
             && self.reads.is_empty()
             && self.stores.is_empty()
             && self.resize.is_none()
             && !self.opening
-            && !self.asking_size
+            && !self.asking
             && self.core.as_ref().is_none_or(Replica::is_idle)
     }
 
@@ -149,7 +145,7 @@ impl Mount {
             wire.requests.clear();
         }
         self.link = Link::Down;
-        (self.opening, self.asking_size) = (false, false);
+        (self.opening, self.asking) = (false, false);
         let landings = self.landings.clone();
         if let Some(core) = &mut self.core {
             core.fail_pulls();
@@ -170,18 +166,14 @@ impl Mount {
             self.opening = true;
             wire.requests.push(Request::Attr);
         }
-        if !self.asking_size && self.core.is_some() && self.size_at < self.stale_until {
-            self.asking_size = true;
-            wire.requests.push(Request::Attr);
-        }
         let Some(core) = &mut self.core else {
             return;
         };
         while let Some(Pull { id, range, .. }) = core.poll_pull() {
-            let base = core.base_size();
+            let reach = core.reach();
             assert!(!range.is_empty() && range.len() <= self.config.pull_bytes_max);
-            assert!(range.start % PAGE_BYTES == 0 && range.end <= base);
-            assert!(range.end % PAGE_BYTES == 0 || range.end == base);
+            assert!(range.start % PAGE_BYTES == 0 && range.end <= reach);
+            assert!(range.end % PAGE_BYTES == 0 || range.end >= core.base_size());
             wire.requests.push(Request::Pull(id, cells(range)));
         }
     }
@@ -216,6 +208,14 @@ impl Mount {
         let request = Request::Push(self.numbers, sent.clone());
         self.sent.insert(self.numbers, Sent { id, extents: sent });
         world.wire(self.client).requests.push(request);
+    }
+
+    /// Asks for the size, as stat does.
+    pub fn ask(&mut self, world: &mut World) {
+        if self.link == Link::Up && self.core.is_some() && !self.asking {
+            self.asking = true;
+            world.wire(self.client).requests.push(Request::Attr);
+        }
     }
 
     pub fn can_resize(&self) -> bool {
@@ -308,7 +308,7 @@ impl Mount {
     }
 
     fn invalidate(&mut self, at: Tick, range: &Cells, order: u64) {
-        self.stale_until = self.stale_until.max(at);
+        self.changed_at = self.changed_at.max(at);
         let whole = ByteRange::new(range.start * CELL_BYTES, u64::MAX);
         let to_the_end = range.end == CELLS;
         let range_bytes = if to_the_end { whole } else { bytes(range) };
@@ -328,7 +328,7 @@ impl Mount {
     }
 
     fn reattach(&mut self, world: &mut World, at: Tick, size: u64, random: &mut super::Random) {
-        (self.seen, self.size_at, self.stale_until) = (at, at, Tick(0));
+        (self.seen, self.changed_at) = (at, Tick(0));
         self.sent.clear();
         for (_, pages) in std::mem::take(&mut self.stored.pushing) {
             self.stored.dirty.extend(pages.into_keys());
@@ -368,13 +368,17 @@ impl Mount {
         }
         match reply {
             Reply::Attr(at, size) if self.core.is_none() => {
-                (self.opening, self.asking_size) = (false, false);
+                (self.opening, self.asking) = (false, false);
                 let size = size * CELL_BYTES;
                 self.core = Some(Replica::new(size, at, Epoch(0), self.config));
-                (self.seen, self.size_at) = (self.seen.max(at), at);
+                self.seen = self.seen.max(at);
+                if at < self.changed_at {
+                    // Told before there was anything to tell it to.
+                    self.invalidate(self.changed_at, &(0..CELLS), 0);
+                }
             }
             Reply::Attr(at, size) => {
-                self.asking_size = false;
+                self.asking = false;
                 self.told_size(at, size);
             }
             Reply::Pulled(landing) => {
@@ -412,7 +416,6 @@ impl Mount {
 
     fn told_size(&mut self, at: Tick, size: u64) {
         self.seen = self.seen.max(at);
-        self.size_at = self.size_at.max(at);
         let mut zeroed = Vec::new();
         if let Some(core) = &mut self.core {
             core.handle_size(at, size * CELL_BYTES, &mut zeroed);
@@ -474,9 +477,9 @@ impl Mount {
         self.stored.forget(size.min(self.size()).div_ceil(2));
         self.dropped(&dropped, size);
         self.mine.retain(|&cell, _| cell < size);
-        self.zeroed(&zeroed, size);
+        self.zeroed(&zeroed, size.min(self.size()));
         self.knows(size..CELLS, order);
-        (self.seen, self.size_at) = (self.seen.max(at), self.size_at.max(at));
+        self.seen = self.seen.max(at);
     }
 
     /// Some of an answer arrives, perhaps twice; or the last of it.

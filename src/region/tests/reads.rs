@@ -43,7 +43,7 @@ impl Mount {
 
     /// Answers reads and makes stores that need not wait.
     pub fn serve(&mut self, world: &mut World) {
-        if !self.lease.is_valid(world.now) || !self.knows_size() {
+        if !self.lease.is_valid(world.now) || self.core.is_none() {
             return;
         }
         let mut reads = std::mem::take(&mut self.reads);
@@ -75,11 +75,10 @@ impl Mount {
 
     fn answer(&mut self, world: &World, read: &mut Read) -> bool {
         let size = self.size();
-        let range = read.range.start.min(size)..read.range.end.min(size);
         let core = self.core.as_mut().unwrap();
-        if !core.is_present(bytes(&range)) {
+        if !core.is_present(bytes(&read.range)) {
             if read.waiter.is_none() {
-                match core.handle_fault(world.now, bytes(&range)) {
+                match core.handle_fault(world.now, bytes(&read.range)) {
                     Residency::Wait(id) => read.waiter = Some(id),
                     Residency::Present => panic!("and not present"),
                 }

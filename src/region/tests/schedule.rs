@@ -35,6 +35,7 @@ enum Step {
     Store,
     Flush,
     Resize,
+    Ask,
     Forget,
     Want,
     Abandon,
@@ -48,7 +49,7 @@ enum Step {
 }
 
 /// Each with how often it happens, usually.
-const STEP_WEIGHTS: [(Step, u64); 17] = [
+const STEP_WEIGHTS: [(Step, u64); 18] = [
     (Step::Deliver, 50),
     (Step::Land, 25),
     (Step::Push, 15),
@@ -56,6 +57,7 @@ const STEP_WEIGHTS: [(Step, u64); 17] = [
     (Step::Store, 10),
     (Step::Flush, 3),
     (Step::Resize, 4),
+    (Step::Ask, 2),
     (Step::Forget, 2),
     (Step::Want, 1),
     (Step::Abandon, 1),
@@ -159,6 +161,7 @@ impl Schedule {
                     mount.resize(world, random.below(self.reach));
                 }
             }
+            Step::Ask => mount.ask(world),
             Step::Forget => mount.forget(&range),
             Step::Want => {
                 if let Some(core) = &mut mount.core {
