@@ -216,6 +216,12 @@ impl Identity {
         self.public
     }
 
+    /// One that claims another's public key, as an impostor would.
+    #[cfg(test)]
+    pub(super) fn claiming(self, public: PublicKey) -> Identity {
+        Identity { public, ..self }
+    }
+
     /// The private key's PKCS#8 document.
     pub(super) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8

@@ -201,3 +201,84 @@ impl ClientCertVerifier for ProvesItsKey {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Authorized, ConnectError, Dialer, Listener, ServerTrust};
+    use super::*;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn listener(identity: &Identity, client: PublicKey) -> (Listener, u16) {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = Listener::new(any, identity, Authorized::Keys(vec![client])).unwrap();
+        let port = listener.address().unwrap().port();
+        (listener, port)
+    }
+
+    fn dialer(port: u16, identity: Identity, server: PublicKey) -> Dialer {
+        Dialer::new("127.0.0.1", port, identity, ServerTrust::Key(server)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_client_that_only_claims_a_key_is_not_let_in() {
+        let (server, client) = (Identity::generate(), Identity::generate());
+        let (listener, port) = listener(&server, client.public());
+        let impostor = Identity::generate().claiming(client.public());
+        match dialer(port, impostor, server.public())
+            .connect(PATIENCE)
+            .await
+        {
+            Ok(connection) => match connection.closed().await {
+                quinn::ConnectionError::ConnectionClosed(_) => {}
+                other => panic!("{other}"),
+            },
+            Err(error) => assert!(matches!(error, ConnectError::Failed { .. }), "{error}"),
+        }
+        // Only the right one comes through.
+        let right = dialer(port, client.clone(), server.public());
+        let (near, far) = tokio::join!(right.connect(PATIENCE), listener.accept());
+        near.unwrap();
+        let (far, key) = far.unwrap();
+        assert_eq!(key, client.public());
+        assert!(far.close_reason().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_only_claims_a_key_is_not_believed() {
+        let (server, client) = (Identity::generate(), Identity::generate());
+        let impostor = Identity::generate().claiming(server.public());
+        let (_listener, port) = listener(&impostor, client.public());
+        let dialer = dialer(port, client, server.public());
+        let error = dialer.connect(PATIENCE).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Failed { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_key_is_not_let_in() {
+        let server = Identity::generate();
+        let (_listener, port) = listener(&server, server.public());
+        let provider = Arc::new(provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ProvesItsKey(provider)))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+        let mut endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let refused = match endpoint.connect(address, "memfs").unwrap().await {
+            Ok(connection) => connection.closed().await,
+            Err(error) => error,
+        };
+        assert!(
+            matches!(refused, quinn::ConnectionError::ConnectionClosed(_)),
+            "{refused}"
+        );
+    }
+}
