@@ -92,7 +92,10 @@ async fn an_unknown_client_is_refused_and_both_sides_say_so() {
     let stranger = dialer(&listener, &client, trust.clone());
     let said = match stranger.connect(PATIENCE).await {
         Ok(connection) => {
-            connection.closed().await;
+            tokio::select! {
+                _ = connection.closed() => {}
+                _ = listener.accept() => panic!("a stranger was let in"),
+            }
             assert!(stream::is_unauthorized(&connection));
             stranger.unauthorized().to_string()
         }

@@ -231,9 +231,12 @@ mod tests {
             .connect(PATIENCE)
             .await
         {
-            Ok(connection) => match connection.closed().await {
-                quinn::ConnectionError::ConnectionClosed(_) => {}
-                other => panic!("{other}"),
+            Ok(connection) => tokio::select! {
+                closed = connection.closed() => {
+                    let by_tls = matches!(closed, quinn::ConnectionError::ConnectionClosed(_));
+                    assert!(by_tls, "{closed}");
+                }
+                _ = listener.accept() => panic!("an impostor was let in"),
             },
             Err(error) => assert!(matches!(error, ConnectError::Failed { .. }), "{error}"),
         }

@@ -13,7 +13,7 @@
 use super::key::{config_file, make_directory_for};
 use super::{KeyError, PublicKey};
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, BufRead, IsTerminal as _, Read as _, Write};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -205,30 +205,37 @@ fn is_known(path: &Path, text: &str, host: &str, key: &PublicKey) -> Result<bool
     ))
 }
 
-/// Asks the user whether the key of an unknown server is right.
+/// Asks the user whether the key of an unknown server is right, where there is somebody to ask.
 fn ask(host: &str, shown: &str) -> Result<(), String> {
-    let (input, mut output) = (io::stdin(), io::stderr());
-    let refusal = || {
-        format!(
-            "{host}: unknown server, its key is {shown}; \
-             if that is right, say so with --server-key {shown} (or trust it blindly with --accept-new)"
-        )
-    };
-    if !input.is_terminal() || !output.is_terminal() {
-        return Err(refusal());
+    let (input, output) = (io::stdin(), io::stderr());
+    if input.is_terminal()
+        && output.is_terminal()
+        && answers_yes(host, shown, input.lock(), output.lock())
+    {
+        return Ok(());
     }
+    Err(format!(
+        "{host}: unknown server, its key is {shown}; \
+         if that is right, say so with --server-key {shown} (or trust it blindly with --accept-new)"
+    ))
+}
+
+/// Asks until there is an answer; none is a no.
+fn answers_yes(host: &str, shown: &str, input: impl BufRead, mut output: impl Write) -> bool {
     let mut question = format!(
         "memfs: {host} is not known yet. The key it shows is\n  {shown}\nTrust it from now on (yes/no)? "
     );
+    // Bounded, for what is at hand may be anything.
+    let mut input = input.take(4096);
     loop {
-        let mut answer = String::new();
         let _ = output.write_all(question.as_bytes());
         let _ = output.flush();
-        let read = input.lock().take(256).read_line(&mut answer);
+        let mut answer = String::new();
+        let read = input.read_line(&mut answer);
         match answer.trim() {
-            "yes" => return Ok(()),
-            "no" => return Err(refusal()),
-            _ if read.is_err() || answer.is_empty() => return Err(refusal()),
+            "yes" => return true,
+            "no" => return false,
+            _ if read.is_err() || answer.is_empty() => return false,
             _ => question = "Please type 'yes' or 'no': ".into(),
         }
     }
@@ -304,4 +311,121 @@ fn append(
         .and_then(|()| file.sync_all())
         .map_err(failed())?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Identity;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn only_yes_is_yes() {
+        let answers = |input: &str| {
+            let mut asked = Vec::new();
+            let yes = answers_yes("host:1", "SHA256:x", input.as_bytes(), &mut asked);
+            (yes, String::from_utf8(asked).unwrap())
+        };
+        let (yes, asked) = answers("yes\n");
+        assert!(yes && asked.contains("host:1") && asked.contains("SHA256:x"));
+        assert!(answers("what\n\n  yes \nno\n").0);
+        let endless = "y\n".repeat(10_000);
+        for no in ["", "no\n", "y\n", "YES", "\n\n", "no\nyes\n", &endless] {
+            assert!(!answers(no).0, "{no}");
+        }
+    }
+
+    #[test]
+    fn authorized_keys_are_read_with_care() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("memfs/authorized_keys");
+        let keys: Vec<PublicKey> = (0..4).map(|_| Identity::generate().public()).collect();
+        let authorized = Authorized::File {
+            own: keys[0],
+            path: path.clone(),
+        };
+        let allowed = || {
+            keys.iter()
+                .map(|key| authorized.allows(key))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(allowed(), [true, false, false, false]);
+
+        assert!(Authorized::authorize(&path, &keys[1], "first\nsecond").unwrap());
+        assert!(!Authorized::authorize(&path, &keys[1], "again").unwrap());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("{} firstsecond\n", keys[1]));
+        // By hand: comments, space, lines that are nothing, and no end of line.
+        let (two, three) = (keys[2], keys[3]);
+        let by_hand =
+            format!("{text}# {three}\n\nssh-ed25519 AAAA x\n memfs-ed25519 \n  {two}\tx y");
+        std::fs::write(&path, by_hand).unwrap();
+        assert_eq!(allowed(), [true, true, true, false]);
+        assert!(Authorized::authorize(&path, &three, "").unwrap());
+        assert_eq!(allowed(), [true, true, true, true]);
+
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o620)).unwrap();
+        assert_eq!(allowed(), [true, false, false, false]);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::write(&path, vec![b'\n'; FILE_BYTES_MAX as usize + 1]).unwrap();
+        assert_eq!(allowed(), [true, false, false, false]);
+        assert!(Authorized::authorize(&path, &three, "").is_err());
+    }
+
+    #[test]
+    fn known_hosts_are_read_with_care() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("known_hosts");
+        let (own, key, other) = (
+            Identity::generate().public(),
+            Identity::generate().public(),
+            Identity::generate().public(),
+        );
+        let check = |host: &str, key: &PublicKey| {
+            let path = path.clone();
+            let unknown = Unknown::Accept;
+            ServerTrust::KnownHosts { own, path, unknown }.check(host, key)
+        };
+        std::fs::write(
+            &path,
+            format!("# old\nhost:1 {other}\nHost:1 {key}\nbad:1 rubbish"),
+        )
+        .unwrap();
+        // Any of several is good, in any case of the name.
+        assert_eq!(check("host:1", &key), Ok(()));
+        assert_eq!(check("host:1", &other), Ok(()));
+        let third = Identity::generate().public();
+        let said = check("host:1", &third).unwrap_err();
+        assert!(said.contains("HAS CHANGED"), "{said}");
+        assert_eq!(check("host:1", &own), Ok(()));
+        // A line for this host that cannot be read is no reason to take any key.
+        let said = check("bad:1", &key).unwrap_err();
+        assert!(said.contains("known_hosts:4: "), "{said}");
+        // Another port is another server, and is added on a line of its own.
+        assert_eq!(check("host:2", &key), Ok(()));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            text.ends_with(&format!("bad:1 rubbish\nhost:2 {key}\n")),
+            "{text}"
+        );
+        assert!(check("host:2", &other).is_err());
+    }
+
+    #[test]
+    fn all_who_remember_at_once_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("memfs/known_hosts");
+        let key = Identity::generate().public();
+        std::thread::scope(|scope| {
+            for n in 0..16 {
+                let path = &path;
+                scope.spawn(move || remember(path, &format!("host:{}", n % 8), &key).unwrap());
+            }
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 8, "{text}");
+        for n in 0..8 {
+            assert!(is_known(&path, &text, &format!("host:{n}"), &key).unwrap());
+        }
+    }
 }
