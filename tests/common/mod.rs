@@ -1,0 +1,464 @@
+//! What tests of whole programs share: a home of their own, servers, mounts, programs to run.
+//!
+//! ```text
+//! Home  ── a temporary folder that is HOME, cache and runtime folder of every memfs it starts
+//!  ├─ Serve ── memfs serve of a folder on loopback
+//!  └─ Mount ── memfs mount of it
+//! ```
+//!
+//! Declare them in this order: they are dropped in the reverse one, on panic too. A mount that does
+//! not unmount and a process that does not end fail the test, and are cleaned away all the same.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test binary uses a part of it; a test fails by panicking"
+)]
+
+pub mod hands;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to come true before it is taken for one that never will.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until something is so.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5)); // between two looks
+    }
+}
+
+/// Says that a test, or a part of one, is left out. Past the capture of the test runner.
+pub fn skip(name: &str, reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP {name}: {reason}");
+}
+
+/// Whether the test runs as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether a program is installed; if not, says that `test` is left out.
+pub fn has(test: &str, program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    if !found {
+        skip(test, &format!("{program} is not installed"));
+    }
+    found
+}
+
+/// A Python that has these modules; if there is none, says that `test` is left out.
+pub fn python(test: &str, modules: &str) -> Option<Command> {
+    let import = format!("import {modules}");
+    for python in ["python3", "/usr/bin/python3"] {
+        let mut tried = Command::new(python);
+        let tried = tried.args(["-c", &import]).stderr(Stdio::null()).status();
+        if tried.is_ok_and(|status| status.success()) {
+            return Some(Command::new(python));
+        }
+    }
+    skip(test, &format!("no python3 with {modules}"));
+    None
+}
+
+/// Runs a program to its end. What it printed on stdout, if it went well.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = output(command);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a program to its end, however that is.
+#[track_caller]
+pub fn output(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).output();
+    output.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs a script of bash in a folder; the first command that fails ends it.
+#[track_caller]
+pub fn bash(folder: &Path, script: &str) -> String {
+    let mut bash = Command::new("bash");
+    run(bash
+        .args(["-euo", "pipefail", "-c", script])
+        .current_dir(folder))
+}
+
+/// What a program complained about: its stderr, if it failed with this code.
+#[track_caller]
+pub fn complaint(command: &mut Command, code: i32) -> String {
+    let output = output(command);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
+    stderr
+}
+
+/// Bytes that no two places have in common and that do not compress.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let words = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 32) as u32).to_le_bytes()
+    });
+    words.flatten().take(len).collect()
+}
+
+/// Mount points in a folder.
+pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = points.map(|point| PathBuf::from(point.replace("\\040", " ")));
+    points.filter(|point| point.starts_with(folder)).collect()
+}
+
+/// Processes whose arguments or environment name a folder, other than this one.
+fn processes_of(folder: &Path) -> Vec<u32> {
+    let needle = folder.as_os_str().as_encoded_bytes();
+    let names_it = |path: PathBuf| {
+        let bytes = fs::read(path).unwrap_or_default(); // it may just have ended
+        bytes.windows(needle.len()).any(|window| window == needle)
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(pid) = pid.filter(|pid| *pid != std::process::id())
+            && (names_it(entry.path().join("cmdline")) || names_it(entry.path().join("environ")))
+        {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// Sends a signal.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+        let _ = rustix::process::kill_process(pid, signal); // it may just have ended
+    }
+}
+
+/// A home for memfs: keys, caches and sockets of its own, and room for the test's files.
+pub struct Home {
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    pub fn new() -> Home {
+        let folder = tempfile::Builder::new().prefix("memfs-test-").tempdir();
+        let home = Home {
+            folder: folder.unwrap(),
+        };
+        for name in ["home", "run", "logs"] {
+            home.folder(name);
+        }
+        fs::set_permissions(home.path("run"), PermissionsExt::from_mode(0o700)).unwrap();
+        home
+    }
+
+    /// Where something is, or is to be.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A folder, made if there is none.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// memfs, with this home.
+    pub fn memfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memfs"));
+        command
+            .args(args)
+            .env("HOME", self.path("home"))
+            .env("XDG_CONFIG_HOME", self.path("home/.config"))
+            .env("XDG_CACHE_HOME", self.path("home/.cache"))
+            .env("XDG_STATE_HOME", self.path("home/.local/state"))
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("RUST_BACKTRACE", "1");
+        command
+    }
+
+    /// A file for what a program says.
+    fn log(&self, name: &str) -> File {
+        let path = self.path("logs").join(name);
+        File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap()
+    }
+
+    /// Everything that was said on stderr so far.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for entry in fs::read_dir(self.path("logs")).unwrap().flatten() {
+            let said = fs::read(entry.path()).unwrap_or_default();
+            text += &format!("--- {:?}\n", entry.file_name());
+            text += &String::from_utf8_lossy(&said);
+        }
+        text
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let mounts = mounts_below(self.folder.path());
+        for mount in &mounts {
+            let fusermount = Command::new("fusermount3")
+                .args(["-uz"])
+                .arg(mount)
+                .status();
+            if !fusermount.is_ok_and(|status| status.success()) {
+                let _ = Command::new("umount").arg("-l").arg(mount).status();
+            }
+        }
+        let ended = |folder: &Path| processes_of(folder).is_empty();
+        let start = Instant::now();
+        while !ended(self.folder.path()) && start.elapsed() < PATIENCE / 4 {
+            std::thread::sleep(Duration::from_millis(20)); // between two looks
+        }
+        let processes = processes_of(self.folder.path());
+        for pid in &processes {
+            signal(*pid, rustix::process::Signal::KILL);
+        }
+        if std::thread::panicking() {
+            let _ = writeln!(std::io::stderr(), "{}", self.logs());
+        } else {
+            let left = format!("{mounts:?}, processes {processes:?}\n{}", self.logs());
+            assert!(
+                mounts.is_empty() && processes.is_empty(),
+                "left behind: {left}"
+            );
+        }
+    }
+}
+
+/// A running `memfs serve`.
+pub struct Serve {
+    child: Child,
+    /// `IP:PORT`.
+    pub address: String,
+    /// `SHA256:…`.
+    pub key: String,
+}
+
+impl Serve {
+    /// Serves a store on a free port.
+    pub fn start(home: &Home, store: impl AsRef<OsStr>) -> Serve {
+        Serve::start_at(home, store, "127.0.0.1:0", &[])
+    }
+
+    /// Serves a store at an address, with options.
+    #[track_caller]
+    pub fn start_at(home: &Home, store: impl AsRef<OsStr>, at: &str, options: &[&str]) -> Serve {
+        let mut command = home.memfs(["serve", "--listen", at]);
+        command.args(options).arg(store).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(home.log("serve"));
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.trim_end().rsplitn(4, ' ').collect();
+        let [key, "key", address, start] = words[..] else {
+            let _ = child.kill();
+            panic!(
+                "not a ready line: {line:?} {:?}\n{}",
+                child.wait(),
+                home.logs()
+            );
+        };
+        assert!(
+            start.starts_with("memfs: serving ") && start.ends_with(" on"),
+            "{line}"
+        );
+        assert!(key.starts_with("SHA256:"), "{line}");
+        let (address, key) = (address.to_owned(), key.to_owned());
+        Serve {
+            child,
+            address,
+            key,
+        }
+    }
+
+    /// What to mount.
+    pub fn source(&self) -> String {
+        format!("memfs://{}/", self.address)
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end, and waits.
+    #[track_caller]
+    pub fn stop(mut self) {
+        signal(self.pid(), rustix::process::Signal::TERM);
+        let mut status = None;
+        wait_until("the server has ended", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(
+            status.unwrap().success(),
+            "the server ended with {status:?}"
+        );
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+/// A mount, by a daemon.
+pub struct Mount<'a> {
+    home: &'a Home,
+    point: PathBuf,
+    mounted: bool,
+}
+
+impl<'a> Mount<'a> {
+    /// Mounts what is served, below the home.
+    #[track_caller]
+    pub fn start(home: &'a Home, serve: &Serve, name: &str) -> Mount<'a> {
+        Mount::with(home, &serve.source(), name, &[])
+    }
+
+    /// Mounts a source with options. Its cache is its own unless they say otherwise.
+    #[track_caller]
+    pub fn with(home: &'a Home, source: &str, name: &str, options: &[&str]) -> Mount<'a> {
+        let point = home.folder(name);
+        let mut command = Mount::command(home, source, &point, options);
+        command.stderr(home.log(name)).stdout(home.log(name));
+        let status = command.stdin(Stdio::null()).status().unwrap();
+        let mount = Mount {
+            home,
+            point,
+            mounted: true,
+        };
+        assert!(status.success(), "{command:?}: {status}\n{}", home.logs());
+        mount
+    }
+
+    /// The command that mounts.
+    pub fn command(home: &Home, source: &str, point: &Path, options: &[&str]) -> Command {
+        let cache = format!("cache-of-{}", point.file_name().unwrap().to_str().unwrap());
+        let mut command = home.memfs(["mount"]);
+        if !options.contains(&"--cache") {
+            command.arg("--cache").arg(home.path(&cache));
+        }
+        command.args(options).arg(source).arg(point);
+        command
+    }
+
+    /// The process that serves it.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        let is_it = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0).skip(1);
+            words.next() == Some(b"mount") && words.any(|w| w == self.point.as_os_str().as_bytes())
+        };
+        let mut found = processes_of(&self.point);
+        found.retain(is_it);
+        // It has a helper of the same kind below it.
+        let parent = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+            line.and_then(|pid| pid.trim().parse().ok()).unwrap_or(0)
+        };
+        let all = found.clone();
+        found.retain(|pid| !all.contains(&parent(pid)));
+        assert_eq!(found.len(), 1, "which of {found:?} serves {:?}", self.point);
+        found[0]
+    }
+
+    /// Where it is.
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// Where something in it is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.point.join(name)
+    }
+
+    /// What `memfs status --json` tells.
+    #[track_caller]
+    pub fn status(&self) -> serde_json::Value {
+        let mut command = self.home.memfs(["status", "--json"]);
+        let text = run(command.arg(&self.point));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Unmounts as a user would; everything is pushed before.
+    #[track_caller]
+    pub fn unmount(mut self) {
+        self.mounted = false;
+        run(self.home.memfs(["umount"]).arg(&self.point));
+        assert_eq!(mounts_below(&self.point), Vec::<PathBuf>::new());
+    }
+
+    /// What unmounting is left to the caller.
+    pub fn leave(mut self) -> PathBuf {
+        self.mounted = false;
+        self.point.clone()
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        if !self.mounted {
+            return;
+        }
+        let mut umount = self.home.memfs(["umount"]);
+        if std::thread::panicking() {
+            umount.arg("--force"); // the test has failed, and the server may be gone
+        }
+        let output = output(umount.arg(&self.point));
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let what = format!("{umount:?}: {}\n{said}", output.status);
+            assert!(std::thread::panicking(), "{what}");
+            let _ = writeln!(std::io::stderr(), "{what}");
+        }
+    }
+}
