@@ -1,5 +1,7 @@
 //! What goes wrong gives one clear line and the right exit code or errno; nothing hangs, nothing is lost.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where anything fails")]
+
 mod common;
 
 use common::hands::Hands;

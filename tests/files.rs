@@ -1,6 +1,8 @@
 //! Files on a mount behave as files: mappings of both kinds, programs run from them, every way to open,
 //! holes, sizes that change under a mapping, directories.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where anything fails")]
+
 mod common;
 
 use common::hands::Hands;

@@ -1,6 +1,8 @@
 //! Programs that people use, on a mount: each does its work there, and what it leaves is checked on the
 //! served side, where memfs has no hand in it.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where anything fails")]
+
 mod common;
 
 use common::{Home, Mount, Serve, bash, has, noise, python, run};

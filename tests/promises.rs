@@ -1,6 +1,8 @@
 //! The promises of the design, one by one, on real mounts: reading what was written, two mounts of one
 //! directory, crashes, changes made behind everybody's back.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where anything fails")]
+
 mod common;
 
 use common::hands::Hands;
