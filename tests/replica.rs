@@ -85,6 +85,11 @@ impl Served {
 
     /// Ends it without a word to anybody, and starts another on the same address.
     async fn restart(self, directory: &Path) -> Served {
+        self.restart_after(directory, || ()).await
+    }
+
+    /// As [`Served::restart`], with something done while nobody serves.
+    async fn restart_after(self, directory: &Path, meanwhile: impl FnOnce()) -> Served {
         let Served {
             address,
             identity,
@@ -95,6 +100,7 @@ impl Served {
         let _ = task.await;
         listener.close();
         drop(listener);
+        meanwhile();
         serve(directory, identity, address)
     }
 }
@@ -430,4 +436,39 @@ async fn what_is_dirty_of_a_file_without_a_name_is_let_go() {
         .unwrap();
     // The authority closes the handle of the other one by and by.
     while replica.flush(handle).await.is_err() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_speaks_for_what_a_machine_lost_after_it_was_pushed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let old = pattern(300_000);
+    std::fs::write(&path, &old).unwrap();
+    let served = Served::new(directory.path());
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let node = replica.lookup(ROOT, &name("file")).await.unwrap().node;
+    let (handle, _) = replica.open(node, true, true).await.unwrap();
+    replica
+        .write(handle, 4096, &[7; 8192], false)
+        .await
+        .unwrap();
+    replica
+        .write(handle, 300_000, &[8; 5000], false)
+        .await
+        .unwrap();
+    replica.flush(handle).await.unwrap();
+    let mut new = old.clone();
+    new[4096..12_288].fill(7);
+    new.resize(305_000, 8);
+    assert_eq!(std::fs::read(&path).unwrap(), new);
+    // The machine loses power: what was not synced is as it was before.
+    let served = served.restart_after(directory.path(), || {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&old, 0).unwrap();
+        file.set_len(300_000).unwrap();
+    });
+    let served = served.await;
+    replica.sync(handle, false).await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), new);
+    drop(served);
 }

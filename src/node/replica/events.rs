@@ -10,6 +10,7 @@ use crate::units::{ByteRange, PageRange};
 use crate::wire::{
     Access, Answer, AuthorityEvent, FileId, ReadRequest, ReplicaEvent, Request, Stale,
 };
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
 
@@ -89,6 +90,12 @@ impl Shared {
         let nodes = self.nodes.all();
         for node in &nodes {
             node.reset();
+        }
+        let boot = session.welcome.boot;
+        if self.boot.swap(boot, Ordering::Relaxed) != boot {
+            for region in self.regions() {
+                region.update(|inner| inner.restore_unsynced());
+            }
         }
         let root_at = Tick(0);
         if let Ok(root) = self.nodes.get(super::ROOT)

@@ -303,14 +303,22 @@ impl Replica {
             return Ok(());
         }
         self.bounded(async {
-            self.shared.flush_node(&file.node).await?;
             let make = |handle| ChangeRequest::Sync { handle, data_only };
-            let (at, answer) = self.change_open(&file, Access::Read, make).await?;
-            let Answer::Attr(attr) = answer else {
-                return Err(Errno::PROTO);
-            };
-            file.node.adopt_own(&attr, at);
-            Ok(())
+            let region = &file.region;
+            loop {
+                self.shared.flush_node(&file.node).await?;
+                let sync = region.update(|inner| inner.unsynced.begin());
+                let outcome = self.change_open(&file, Access::Read, make).await;
+                let well = outcome.is_ok();
+                let spoken_for = region.update(|inner| inner.unsynced.end(sync, well));
+                let (at, Answer::Attr(attr)) = outcome? else {
+                    return Err(Errno::PROTO);
+                };
+                file.node.adopt_own(&attr, at);
+                if spoken_for {
+                    break Ok(());
+                }
+            }
         })
         .await
     }

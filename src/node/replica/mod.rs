@@ -8,6 +8,7 @@
 //! | `region` | one region: core, local copy, who waits |
 //! | `copies` | which regions and copies there are |
 //! | `transfer` | pull and push tasks |
+//! | `unsynced` | what was pushed and may be lost again |
 //! | `events` | invalidations, and what follows a lost link |
 //! | `kernel` | keeping the kernel's cache coherent |
 //! | `status` | what is going on; the end |
@@ -31,6 +32,7 @@ mod nodes;
 mod region;
 mod status;
 mod transfer;
+mod unsynced;
 
 pub use status::{LinkState, RegionStatus, Status};
 
@@ -155,6 +157,8 @@ pub(crate) struct Shared {
     capabilities: Capabilities,
     server_user: Caller,
     server_read_only: bool,
+    /// Which run of the authority there was last.
+    boot: AtomicU64,
     /// Dirty bytes of all regions.
     dirty_bytes: watch::Sender<u64>,
     /// Bytes of all local copies.
@@ -196,6 +200,7 @@ impl Replica {
             capabilities: session.welcome.capabilities,
             server_user: session.welcome.server,
             server_read_only: session.welcome.read_only,
+            boot: AtomicU64::new(session.welcome.boot),
             dirty_bytes: watch::Sender::new(0),
             copy_bytes: AtomicU64::new(0),
             uses: AtomicU64::new(0),

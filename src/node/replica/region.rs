@@ -11,8 +11,9 @@
 //! [`Region::drive`], which starts the pulls and pushes the core now asks for and wakes those it names.
 
 use super::nodes::Node;
+use super::unsynced::Unsynced;
 use super::{Shared, transfer};
-use crate::region::{Failure, FlushId, PullId, PushId, Replica, WaiterId};
+use crate::region::{Failure, FlushId, PullId, Push, Replica, WaiterId};
 use crate::store::{Errno, Result};
 use crate::sys::MappedFile;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
@@ -59,6 +60,8 @@ pub(super) struct Inner {
     flushes: HashMap<FlushId, oneshot::Sender<Result<()>>>,
     /// Pushes are to be made now and not at the next interval.
     push_now: bool,
+    /// Pushed, and not known to survive the authority's machine.
+    pub unsynced: Unsynced,
     /// No push may begin: the size is being changed.
     hold: u32,
     pushes: usize,
@@ -83,6 +86,7 @@ impl Region {
                 waiters: HashMap::new(),
                 flushes: HashMap::new(),
                 push_now: false,
+                unsynced: Unsynced::default(),
                 hold: 0,
                 pushes: 0,
                 pulls: 0,
@@ -276,7 +280,7 @@ impl Region {
     /// A push task has ended.
     pub fn push_ended(
         self: &Arc<Self>,
-        push: PushId,
+        push: &Push,
         outcome: std::result::Result<crate::region::Tick, Failure>,
     ) {
         let (mut dropped, mut zeroed) = (Vec::new(), Vec::new());
@@ -284,12 +288,15 @@ impl Region {
             inner.pushes -= 1;
             match outcome {
                 Ok(at) => {
+                    for extent in &push.extents {
+                        inner.unsynced.pushed(extent.pages_touched());
+                    }
                     inner
                         .core
-                        .handle_pushed(push, at, &mut dropped, &mut zeroed);
+                        .handle_pushed(push.id, at, &mut dropped, &mut zeroed);
                 }
                 Err(failure) => {
-                    inner.core.handle_push_failed(push, failure);
+                    inner.core.handle_push_failed(push.id, failure);
                     // Not again at once: at the next interval, or for whoever flushes.
                     inner.push_now = matches!(failure, Failure::Link) && inner.push_now;
                 }
@@ -459,6 +466,17 @@ impl Inner {
         let mut zeroed = Vec::new();
         self.core.handle_size(at, size, &mut zeroed);
         self.zero(&zeroed)
+    }
+
+    /// The authority was started anew: what it may have lost is dirty again.
+    pub fn restore_unsynced(&mut self) {
+        let now = Instant::now();
+        for run in self.unsynced.lost().runs() {
+            for run in self.core.present_runs(run) {
+                let bytes = run.bytes_below(self.core.size());
+                self.core.handle_stored(now, bytes);
+            }
+        }
     }
 
     /// The authority has set the size on this mount's behalf.

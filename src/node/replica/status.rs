@@ -125,7 +125,7 @@ fn region_status(node: &Arc<Node>) -> Option<RegionStatus> {
 
 impl Shared {
     /// All regions there are.
-    fn regions(&self) -> Vec<Arc<Region>> {
+    pub(super) fn regions(&self) -> Vec<Arc<Region>> {
         let nodes: Vec<_> = self.regions.lock().values().cloned().collect();
         nodes
             .iter()

@@ -234,7 +234,7 @@ pub(super) async fn push(region: Arc<Region>, push: Push) {
             Err(Failure::Refused(errno.raw_os_error()))
         }
     };
-    region.push_ended(push.id, outcome);
+    region.push_ended(&push, outcome);
     shared.close_remote_if_idle(&region);
 }
 
