@@ -70,6 +70,9 @@ const STEP_WEIGHTS: [(Step, u64); 18] = [
     (Step::Restart, 1),
 ];
 
+/// So many steps happen often, in each schedule.
+const FAVOURITES: usize = 4;
+
 pub fn run(seed: u64, tell: bool) {
     let mut random = Random(seed);
     let clients = [ClientId([0; 16]), ClientId([1; 16])];
@@ -79,20 +82,19 @@ pub fn run(seed: u64, tell: bool) {
         let config = Mount::config_of(random.percent(50), 1 + random.below(4));
         Mount::new(client, config, world.now)
     });
-    let weigh = |(step, usual): (Step, u64)| match (step, random.below(4)) {
-        (Step::Deliver | Step::Land | Step::Push, 0) => usual / 5,
-        (_, 0) => 0,
-        (_, 1) => usual.div_ceil(2),
-        (_, 2) => usual,
-        _ => usual * 3,
-    };
-    let weights = STEP_WEIGHTS.map(weigh).to_vec();
-    let patience = [100, 30, 5][random.index(3)];
+    let mut weights = STEP_WEIGHTS.map(|(_, usual)| match random.below(3) {
+        0 => usual / 4,
+        _ => usual,
+    });
+    for _ in 0..FAVOURITES {
+        weights[random.index(STEP_WEIGHTS.len())] += 15;
+    }
+    let patience = [100, 30, 3][random.index(3)];
     let mut schedule = Schedule {
         random,
         world,
         mounts: mounts.into(),
-        weights,
+        weights: weights.to_vec(),
         reach,
         patience,
         refused: 3,
