@@ -216,7 +216,7 @@ impl Replica {
         }
         let pages = range.pages_touched();
         self.present.insert(pages);
-        self.pushes.dirty.insert(pages);
+        self.pushes.store(pages);
         self.past.store(range, self.base_size);
         self.pulls.arrived(pages);
     }
@@ -301,7 +301,7 @@ impl Replica {
         self.past.forget(ByteRange::new(0, self.base_size));
         let mut clean = Vec::new();
         for run in push.pages.runs() {
-            self.pushes.clean_in(run, &mut clean);
+            clean.extend(self.pushes.unpushed().gaps_in(run));
         }
         for run in &clean {
             self.past.forget(run.bytes());
@@ -309,7 +309,7 @@ impl Replica {
         let below = PageRange::new(0, pages_for(self.base_size));
         let mut gone: Vec<PageRange> = Vec::new();
         for run in push.outdated(at, below) {
-            self.pushes.clean_in(run, &mut gone);
+            gone.extend(self.pushes.unpushed().gaps_in(run));
         }
         self.drop_pages(&gone, push.changed_at);
         dropped.append(&mut gone);
@@ -415,7 +415,7 @@ impl Replica {
 
     /// Pages stored and not yet taken by the authority.
     pub fn dirty_pages(&self) -> u64 {
-        self.pushes.unpushed()
+        self.pushes.unpushed().len()
     }
 
     /// Bytes of pulls and pushes under way.
@@ -482,7 +482,7 @@ impl Replica {
     fn drop_clean(&mut self, pages: PageRange, at: Tick, dropped: &mut Vec<PageRange>) {
         let from = dropped.len();
         for run in self.present.runs_in(pages) {
-            self.pushes.clean_in(run, dropped);
+            dropped.extend(self.pushes.unpushed().gaps_in(run));
         }
         self.drop_pages(&dropped[from..], at);
     }

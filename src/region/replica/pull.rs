@@ -242,11 +242,23 @@ impl Pulls {
     }
 
     fn next_demand(&mut self, present: &PageSet, region: PageRange) -> Option<PageRange> {
-        let oldest_idle = self
-            .under_way
-            .iter()
-            .find(|(_, pull)| pull.source != Source::Demand)
-            .map(|(&id, _)| id);
+        let asked = self.next_asked(present, region);
+        asked.or_else(|| {
+            let ahead = self.first_absent(present, self.ahead.intersect(region));
+            let ahead = ahead.map(|run| self.clip(run));
+            self.ahead = ahead.map_or(NO_PAGES, |run| PageRange::new(run.end, self.ahead.end));
+            ahead
+        })
+    }
+
+    /// What a waiter asks for, and perhaps more.
+    fn next_asked(&mut self, present: &PageSet, region: PageRange) -> Option<PageRange> {
+        if self.asking.is_empty() {
+            return None;
+        }
+        let mut pulls = self.under_way.iter();
+        let oldest_idle = pulls.find(|(_, pull)| pull.source != Source::Demand);
+        let oldest_idle = oldest_idle.map(|(&id, _)| id);
         while let Some(&id) = self.asking.first() {
             let missing = self.waiters.get(&id).and_then(|waiter| {
                 let comes =
@@ -261,10 +273,7 @@ impl Pulls {
                 None => self.asking.remove(&id),
             };
         }
-        let ahead = self.first_absent(present, self.ahead.intersect(region));
-        let ahead = ahead.map(|run| self.clip(run));
-        self.ahead = ahead.map_or(NO_PAGES, |run| PageRange::new(run.end, self.ahead.end));
-        ahead
+        None
     }
 
     /// Adds what is to be read ahead right behind `run`.

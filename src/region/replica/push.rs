@@ -39,12 +39,15 @@ struct Flush {
     pushing: PageSet,
 }
 
-/// See the module. A page is in `pushing` if it is in one of `under_way`, in one at most; it is in
-/// `dirty` as well if it was stored since that push began.
+/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Pushes {
+    /// Stored since a push of them began, if one did.
     pub dirty: PageSet,
+    /// In one of `under_way`, and in one only.
     pub pushing: PageSet,
+    /// Either or both: what the authority does not have.
+    unpushed: PageSet,
     /// Dirty pages that somebody else has changed. A push of all of such a page settles that, but one that
     /// ends in the midst of it leaves what the others have added behind that end.
     changed: PageSet,
@@ -64,23 +67,15 @@ impl Pushes {
         dirty.chain(self.pushing.runs_in(pushing))
     }
 
-    /// Whether the authority has not taken some of `pages`.
-    pub fn holds(&self, pages: PageRange) -> bool {
-        self.dirty.intersects(pages) || self.pushing.intersects(pages)
+    /// Pages that the authority does not have.
+    pub fn unpushed(&self) -> &PageSet {
+        &self.unpushed
     }
 
-    /// Appends the parts of `pages` of which the authority has everything.
-    pub fn clean_in(&self, pages: PageRange, clean: &mut Vec<PageRange>) {
-        for run in self.dirty.gaps_in(pages) {
-            clean.extend(self.pushing.gaps_in(run));
-        }
-    }
-
-    /// Pages that the authority has not taken.
-    pub fn unpushed(&self) -> u64 {
-        let gaps = |run| self.dirty.gaps_in(run);
-        let only_pushing = self.pushing.runs().flat_map(gaps);
-        self.dirty.len() + only_pushing.map(|run| run.len()).sum::<u64>()
+    /// These pages are being stored.
+    pub fn store(&mut self, pages: PageRange) {
+        self.dirty.insert(pages);
+        self.unpushed.insert(pages);
     }
 
     /// Bytes of pushes under way.
@@ -152,6 +147,9 @@ impl Pushes {
         self.keep_changed(&push);
         for run in push.pages.runs() {
             self.pushing.remove(run);
+            for clean in self.dirty.gaps_in(run) {
+                self.unpushed.remove(clean);
+            }
             for flush in self.flushes.values_mut() {
                 flush.pushing.remove(run);
             }
@@ -195,6 +193,7 @@ impl Pushes {
     pub fn forget(&mut self, pages: PageRange) {
         self.dirty.remove(pages);
         self.pushing.remove(pages);
+        self.unpushed.remove(pages);
         for push in self.under_way.values_mut() {
             push.pages.remove(pages);
             push.changed.remove(pages);
@@ -209,7 +208,7 @@ impl Pushes {
 
     /// See [`super::Replica::handle_flush`].
     pub fn flush(&mut self) -> Option<FlushId> {
-        if self.dirty.is_empty() && self.pushing.is_empty() {
+        if self.unpushed.is_empty() {
             return None;
         }
         let mut pushing = self.pushing.clone();
@@ -249,6 +248,7 @@ impl Pushes {
     pub fn is_idle(&self) -> bool {
         self.dirty.is_empty()
             && self.pushing.is_empty()
+            && self.unpushed.is_empty()
             && self.changed.is_empty()
             && self.under_way.is_empty()
             && self.flushes.is_empty()

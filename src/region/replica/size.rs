@@ -97,9 +97,8 @@ impl Replica {
         }
         self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
         // From the page on that it ends in: its rest is zero as well, also while it is absent.
-        let mut clean = Vec::new();
         let tail = PageRange::new(size / PAGE_BYTES, old_end);
-        self.pushes.clean_in(tail, &mut clean);
+        let clean: Vec<PageRange> = self.pushes.unpushed().gaps_in(tail).collect();
         self.clear_past_the_end(&clean, size_before, zeroed);
     }
 
@@ -121,7 +120,7 @@ impl Replica {
         }
         let size = self.size();
         let rest = ByteRange::new(size, pages_for(size) * PAGE_BYTES);
-        if size < size_before && self.pushes.holds(rest.pages_touched()) {
+        if size < size_before && self.pushes.unpushed().intersects(rest.pages_touched()) {
             zeroed.push(rest);
         }
     }

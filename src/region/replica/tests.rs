@@ -1,6 +1,7 @@
 //! One replica, step by step. Ranges are in pages unless they say otherwise.
 
 use super::*;
+use proptest::prelude::*;
 
 const CONFIG: ReplicaConfig = ReplicaConfig {
     background: false,
@@ -447,4 +448,63 @@ fn who_has_gone_is_not_woken() {
     it.replica.handle_waiter_gone(waiter);
     assert!(it.woken().is_empty());
     it.assert_idle();
+}
+
+/// A number at the edge of something.
+fn edge() -> impl Strategy<Value = u64> {
+    let edges = [
+        0,
+        1,
+        PAGE_BYTES - 1,
+        PAGE_BYTES,
+        PAGE_BYTES + 1,
+        1 << 40,
+        REGION_BYTES_MAX - 1,
+        REGION_BYTES_MAX,
+        REGION_BYTES_MAX + 1,
+        u64::MAX - PAGE_BYTES,
+        u64::MAX,
+    ];
+    prop::sample::select(edges.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever numbers come from a program or a peer: no panic, no overflow, no loop.
+    #[test]
+    fn any_numbers_are_survived(
+        size in edge(),
+        calls in prop::collection::vec((0..12u8, edge(), edge(), edge()), 1..40),
+    ) {
+        let mut replica = Replica::new(size, Tick(1), Epoch(0), CONFIG);
+        let now = Instant::now();
+        let (mut dropped, mut zeroed, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pull, mut push) = (PullId(1), PushId(1));
+        for (call, start, end, at) in calls {
+            let (range, at) = (ByteRange::new(start, end), Tick(at));
+            match call {
+                0 => drop(replica.handle_fault(now, range)),
+                1 => drop(replica.handle_store_fault(now, range)),
+                2 if replica.is_storable(range) => replica.handle_stored(now, range),
+                3 => replica.handle_want(range),
+                4 => replica.handle_landing(pull, at, range, &mut wanted),
+                5 => replica.handle_zeroes(pull, at, range, &mut wanted),
+                6 => replica.handle_pulled(pull),
+                7 => replica.handle_invalidate(at, range, &mut dropped),
+                8 => replica.handle_size(at, start, &mut zeroed),
+                9 => replica.handle_resized(at, start, &mut dropped, &mut zeroed),
+                10 => replica.handle_pushed(push, at, &mut dropped, &mut zeroed),
+                _ => replica.handle_forget(range, &mut dropped),
+            }
+            pull = replica.poll_pull().map_or(pull, |pull| pull.id);
+            push = replica.poll_push(end, start as usize).map_or(push, |push| push.id);
+            prop_assert!(replica.size() <= REGION_BYTES_MAX);
+            prop_assert!(replica.reach() <= REGION_BYTES_MAX);
+            prop_assert!(replica.dirty_pages() <= pages_for(REGION_BYTES_MAX));
+            replica.is_present(range);
+        }
+        let told = zeroed.iter().chain(&wanted).all(|range| range.end <= REGION_BYTES_MAX);
+        prop_assert!(told);
+    }
 }
