@@ -44,7 +44,7 @@ fn a_wrong_path() {
         &source("file"),
         &point,
         &[],
-        &["file", "Not a directory"],
+        &["file", "is not a directory"],
     );
     let none = home.path("no-such-point");
     mount_fails(
@@ -60,7 +60,7 @@ fn a_wrong_path() {
         &serve.source(),
         &file,
         &[],
-        &["file", "Not a directory"],
+        &["file", "is not a directory"],
     );
     let said = complaint(home.memfs(["serve"]).arg(home.path("nowhere")), 1);
     assert!(
@@ -152,7 +152,7 @@ fn wrong_arguments() {
         );
     }
     for (line, word) in [("serve mem://?size=x", "'x'"), ("serve tape://x", "tape")] {
-        let said = complaint(&mut home.memfs(line.split(' ')), 1);
+        let said = complaint(&mut home.memfs(line.split(' ')), 2);
         assert!(
             said.contains(word) && said.lines().count() == 1,
             "{line}: {said}"
@@ -306,7 +306,11 @@ fn what_is_present_needs_no_server() {
     assert_eq!(hands.make("os.pread(f, 6, 5000)"), "b'stored'");
     assert_eq!(hands.try_do("os.fsync(f)").unwrap_err(), "EIO");
     drop(hands);
-    run(home.memfs(["umount", "--force"]).arg(mount.leave()));
+    let said = complaint(home.memfs(["umount", "--force"]).arg(mount.leave()), 1);
+    assert!(
+        said.contains("not pushed") && said.contains("file"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -5,6 +5,10 @@
 //! its own, that thread could not end, so `/dev/fuse` would stay open, so the answer would never be given up
 //! on. So a second process does it, which has no descriptor of `/dev/fuse`. It ends when the first does.
 //!
+//! For the same reason it frees the mount where the first process was killed and cannot end: a thread of that
+//! may be dropping pages from the kernel's cache, and wait there for a page whose READ nobody will answer
+//! any more. Its leader is a zombie then, and other threads are left ([`is_stuck`]).
+//!
 //! Nothing is kept open between two calls, as that would keep the mount from being unmounted.
 //!
 //! ```text
@@ -21,7 +25,9 @@ use crate::wire::RelPath;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::process::Pid;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,12 +35,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The longest message: two numbers and a path.
 const MESSAGE_BYTES_MAX: usize = 8 + libc::PATH_MAX as usize;
 
 /// What the program is called when it is to be the helper.
 pub const HELPER_NAME: &str = "memfs-writeback";
+
+/// How often it is looked whether the server is stuck.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Stands for all nodes in a request.
 const ALL: NodeNo = NodeNo(0);
@@ -130,7 +141,13 @@ pub fn help() -> io::Result<()> {
     sys::ignore_end_signals();
     rustix::process::setsid()?;
     let socket = rustix::stdio::stdin();
-    let mut mount = None;
+    let mount = Arc::new(OnceLock::new());
+    if let Some(server) = rustix::process::getppid() {
+        let mount = Arc::clone(&mount);
+        std::thread::Builder::new()
+            .name("memfs-watch".into())
+            .spawn(move || free_when_stuck(server, &mount))?;
+    }
     let mut message = vec![0; MESSAGE_BYTES_MAX];
     loop {
         let (_, len) = rustix::io::retry_on_intr(|| {
@@ -143,8 +160,8 @@ pub fn help() -> io::Result<()> {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let path = OsStr::from_bytes(path);
-        let Some(mount) = &mount else {
-            mount = Some(Watched::new(*number, path));
+        let Some(mount) = mount.get() else {
+            let _ = mount.set(Watched::new(*number, path));
             continue;
         };
         let node = NodeNo(u64::from_le_bytes(*number));
@@ -154,6 +171,31 @@ pub fn help() -> io::Result<()> {
         };
         rustix::net::send(socket, &errno.to_le_bytes(), SendFlags::NOSIGNAL)?;
     }
+}
+
+/// Waits until `server` was killed and cannot end, then ends its connection to the kernel.
+fn free_when_stuck(server: Pid, mount: &OnceLock<Watched>) {
+    loop {
+        std::thread::sleep(LOOK_EVERY);
+        if is_stuck(server)
+            && let Some(mount) = mount.get()
+        {
+            mount.free();
+        }
+    }
+}
+
+/// Whether a process was killed, and has threads that do not end.
+fn is_stuck(process: Pid) -> bool {
+    let folder = PathBuf::from(format!("/proc/{}", process.as_raw_nonzero()));
+    // The state follows the name, which is in parentheses and may hold anything.
+    let is_zombie = std::fs::read_to_string(folder.join("stat")).is_ok_and(|stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" Z"))
+    });
+    let threads = || std::fs::read_dir(folder.join("task")).map_or(0, Iterator::count);
+    is_zombie && threads() > 1
 }
 
 /// The mount that the helper works for.
@@ -171,6 +213,17 @@ impl Watched {
                 minor: u32::from_le_bytes([e, f, g, h]),
             },
             mountpoint: PathBuf::from(mountpoint),
+        }
+    }
+
+    /// Ends the connection between the kernel and the server of this mount: all requests fail. Without the
+    /// control file system for that, the kernel does it on the way to a forced unmount.
+    fn free(&self) {
+        let abort = format!("/sys/fs/fuse/connections/{}/abort", self.device.minor);
+        if std::fs::write(abort, "1").is_err() && self.root().is_ok() {
+            let flags = UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
+            // Busy or not: the connection is ended before that is found out.
+            let _ = rustix::mount::unmount(&self.mountpoint, flags);
         }
     }
 

@@ -59,6 +59,7 @@ impl Link {
         };
         let lease = Lease::new(sent, Duration::from_millis(u64::from(welcome.lease_ms)));
         self.set_lease(|ours| *ours = lease);
+        self.silent.store(false, Ordering::Relaxed);
         let generation = if welcome.resumed {
             generation
         } else {
@@ -185,6 +186,7 @@ impl Keeper {
                     Some(Ok(Some(AuthorityEvent::Renewed { sent }))) => {
                         unanswered = None;
                         self.link.set_lease(|lease| lease.handle_renewed(sent));
+                        self.link.silent.store(false, Ordering::Relaxed);
                         lease_was_valid = true;
                     }
                     Some(Ok(Some(event))) => {

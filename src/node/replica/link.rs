@@ -68,6 +68,9 @@ pub(super) struct Link {
     changes: Mutex<Changes>,
     outgoing: mpsc::UnboundedSender<ReplicaEvent>,
     pub closing: AtomicBool,
+    /// A request has waited in vain for as long as `--soft` allows, and nothing was heard since: the next need not
+    /// wait as long again.
+    pub silent: AtomicBool,
     pub waiting: AtomicU64,
 }
 
@@ -139,6 +142,7 @@ impl Link {
             changes: Mutex::default(),
             outgoing,
             closing: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
         });
         let attached = link.attach(1, 0).await.map_err(|e| e.to_string())?;
@@ -258,7 +262,10 @@ impl Link {
         let mut session = self.session().await?;
         loop {
             match exchange(&session, &make()).await {
-                Ok(reply) => return Ok((reply.at, reply.result.map_err(errno_of))),
+                Ok(reply) => {
+                    self.silent.store(false, Ordering::Relaxed);
+                    return Ok((reply.at, reply.result.map_err(errno_of)));
+                }
                 Err(error) => session = self.recover(&session, error).await?,
             }
         }

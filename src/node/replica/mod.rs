@@ -250,9 +250,14 @@ impl Replica {
                 if let std::task::Poll::Ready(outcome) = first.await {
                     return outcome;
                 }
-                tokio::time::timeout(limit, work)
-                    .await
-                    .unwrap_or(Err(Errno::IO))
+                let silent = &self.shared.link.silent;
+                if silent.load(Ordering::Relaxed) {
+                    return Err(Errno::IO);
+                }
+                tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+                    silent.store(true, Ordering::Relaxed);
+                    Err(Errno::IO)
+                })
             }
         }
     }
