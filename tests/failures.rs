@@ -44,7 +44,7 @@ fn a_wrong_path() {
         &source("file"),
         &point,
         &[],
-        &["file", "is not a directory"],
+        &["file", "Not a directory"],
     );
     let none = home.path("no-such-point");
     mount_fails(
