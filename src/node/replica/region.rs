@@ -297,8 +297,9 @@ impl Region {
                 }
                 Err(failure) => {
                     inner.core.handle_push_failed(push.id, failure);
-                    // Not again at once: at the next interval, or for whoever flushes.
-                    inner.push_now = matches!(failure, Failure::Link) && inner.push_now;
+                    // Not again at once: at the next interval, unless somebody waits for it.
+                    inner.push_now = !inner.flushes.is_empty()
+                        || matches!(failure, Failure::Link) && inner.push_now;
                 }
             }
             inner.zero(&zeroed)
@@ -350,7 +351,11 @@ impl Region {
                     inner.pushes += 1;
                     shared.runtime.spawn(transfer::push(self.clone(), push));
                 }
-                None => inner.push_now = false,
+                None => {
+                    // A page that was stored while it is being pushed has its turn when that push ends.
+                    inner.push_now = inner.pushes > 0;
+                    break;
+                }
             }
         }
         let dirty = inner.core.dirty_pages() * PAGE_BYTES;

@@ -134,12 +134,27 @@ impl Shared {
     }
 }
 
-/// Has what programs store leave within the push interval: asks the kernel for the pages they have dirtied
-/// through mappings, and pushes what is dirty.
+/// Has what programs store leave within the push interval: pushes what is dirty, and asks the kernel for the
+/// pages they have dirtied through mappings. The two do not wait for each other: the kernel may have to ask
+/// for attributes first, which are those after a push.
 pub(super) async fn push_at_intervals(shared: Weak<Shared>, interval: Duration) {
     // Twice as often as promised: a store may come right after the kernel was asked.
-    let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let interval = (interval / 2).max(Duration::from_millis(1));
+    tokio::spawn(write_back_at_intervals(shared.clone(), interval));
+    let mut ticks = ticks(interval);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        for region in shared.regions() {
+            region.push_due();
+        }
+    }
+}
+
+async fn write_back_at_intervals(shared: Weak<Shared>, interval: Duration) {
+    let mut ticks = ticks(interval);
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else {
@@ -151,8 +166,14 @@ pub(super) async fn push_at_intervals(shared: Weak<Shared>, interval: Duration) 
                 && let Ok(path) = region.node.path()
             {
                 kernel.write_back(region.node.no, path).await;
+                region.push_due();
             }
-            region.push_due();
         }
     }
+}
+
+fn ticks(interval: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
