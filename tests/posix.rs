@@ -117,7 +117,7 @@ fn pjdfstest() {
     };
     let (passed, failed, skipped) = (with(" ok"), with(" FAILED"), with(" skipped"));
     assert!(passed.len() > 300, "only {} passed: {said}", passed.len());
-    assert!(skipped.is_empty(), "skipped: {skipped:?}\n{said}");
+    let failed = &failed | &skipped;
     let expected = expected_failures();
     let news: Vec<_> = failed.difference(&expected).collect();
     assert!(news.is_empty(), "fails: {news:#?}\n{said}");
