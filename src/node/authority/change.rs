@@ -15,6 +15,13 @@ use crate::wire::{
 };
 use std::sync::Arc;
 
+/// How long calls to the store may take.
+#[derive(Clone, Copy)]
+pub(super) enum Cost {
+    Brief,
+    Long,
+}
+
 impl Attached {
     /// Applies a change, and answers when everyone who has to has taken it in. `bytes` are those of a push.
     pub(super) async fn change(&self, request: ChangeRequest, bytes: Option<Bytes<'_>>) -> Reply {
@@ -102,7 +109,13 @@ impl Attached {
             None => self.store().attr(node),
         };
         let known = self.service.nodes.get(node.id);
-        let changed = self.in_turn(&known, stat, |before| {
+        // Cutting off a large file takes its time.
+        let cost = if set.size.is_some() {
+            Cost::Long
+        } else {
+            Cost::Brief
+        };
+        let changed = self.in_turn(&known, cost, stat, |before| {
             let what = match set.size {
                 Some(size) => Stale::Bytes {
                     start: before.size.min(size),
@@ -131,7 +144,8 @@ impl Attached {
         }
         let known = self.service.nodes.get(node.id);
         let stat = || self.store().attr(node);
-        let changed = self.in_turn(&known, stat, |_| (vec![attributes(node.id)], change()));
+        let change = |_: &Attr| (vec![attributes(node.id)], change());
+        let changed = self.in_turn(&known, Cost::Brief, stat, change);
         let (at, changed) = changed.await;
         reply(at, changed.map(|_| Answer::Done))
     }
@@ -145,7 +159,7 @@ impl Attached {
         };
         let file = &*handle.file;
         let stat = || file.attr();
-        let changed = self.in_turn(&handle.node, stat, |_| {
+        let changed = self.in_turn(&handle.node, Cost::Long, stat, |_| {
             let what = match mode {
                 Allocate::KeepSize => Stale::Attributes,
                 _ => Stale::Bytes { start, end },
@@ -190,6 +204,7 @@ impl Attached {
     pub(super) async fn in_turn<T>(
         &self,
         known: &Known,
+        cost: Cost,
         stat: impl Fn() -> Result<Attr>,
         change: impl FnOnce(&Attr) -> (Vec<(FileId, Stale)>, Result<T>),
     ) -> (Tick, Result<(T, Attr)>) {
@@ -197,23 +212,25 @@ impl Attached {
             service, session, ..
         } = self;
         let turn = known.turn.lock().await;
-        let (counted, answer) = service
-            .blocking(|| {
-                let mark = service.coherence.mark();
-                let (stale, changed) = match stat() {
-                    Ok(before) => {
-                        service.look(known, &before);
-                        change(&before)
-                    }
-                    Err(errno) => (Vec::new(), Err(errno)),
-                };
-                let origin = Some(session.client);
-                let told = changed.is_ok().then_some(known.id);
-                let counted = service.coherence.change(origin, stale, told, mark);
-                let after = stat().inspect(|attr| known.learn(attr.stamp()));
-                (counted, changed.and_then(|changed| Ok((changed, after?))))
-            })
-            .await;
+        let calls = || {
+            let mark = service.coherence.mark();
+            let (stale, changed) = match stat() {
+                Ok(before) => {
+                    service.look(known, &before);
+                    change(&before)
+                }
+                Err(errno) => (Vec::new(), Err(errno)),
+            };
+            let origin = Some(session.client);
+            let told = changed.is_ok().then_some(known.id);
+            let counted = service.coherence.change(origin, stale, told, mark);
+            let after = stat().inspect(|attr| known.learn(attr.stamp()));
+            (counted, changed.and_then(|changed| Ok((changed, after?))))
+        };
+        let (counted, answer) = match cost {
+            Cost::Brief => service.brief(calls).await,
+            Cost::Long => service.blocking(calls).await,
+        };
         drop(turn);
         (counted.settled().await, answer)
     }

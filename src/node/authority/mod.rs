@@ -56,6 +56,7 @@ use quinn::VarInt;
 use session::Sessions;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -75,8 +76,10 @@ const REQUESTS_RUNNING_MAX: usize = 4096;
 const PUSH_ROOM_BYTES: usize = 64 << 20;
 /// Bytes read for pulls of a session and not yet taken by its connection, for each priority.
 const PULL_ROOM_BYTES: usize = 32 << 20;
-/// Calls to the store that may block, at one time.
+/// Calls to the store that may take long, at one time.
 const CALLS_MAX: usize = 256;
+/// Reading or writing more bytes than this may take long.
+const BRIEF_BYTES: u64 = 128 << 10;
 
 /// A connection has so long for its hello.
 const GREETING_MAX: Duration = Duration::from_secs(10);
@@ -181,10 +184,12 @@ struct Service {
     coherence: Coherence,
     /// One permit a connection that has not been let in.
     greetings: Semaphore,
-    /// One permit a call to the store that may block.
+    /// One permit a call to the store that may take long.
     calls: Semaphore,
     /// Other threads go on where one blocks.
     threads: bool,
+    /// A thread makes calls to the store in place.
+    in_place: AtomicBool,
 }
 
 impl Service {
@@ -208,12 +213,25 @@ impl Service {
             greetings: Semaphore::new(GREETINGS_MAX),
             calls: Semaphore::new(CALLS_MAX),
             threads: flavor == tokio::runtime::RuntimeFlavor::MultiThread,
+            in_place: AtomicBool::new(false),
             options,
         }
     }
 
-    /// Runs calls to the store that may take long. Short ones are made in place: handing a thread's
-    /// work over costs more than they do.
+    /// Runs calls to the store that are short if what they need is in memory, as it mostly is. They are
+    /// made in place, since handing this thread's other work to another thread costs more than they
+    /// do; but never on two threads at once, so that a store that hangs stops no more than one.
+    async fn brief<R>(&self, calls: impl FnOnce() -> R) -> R {
+        if self.in_place.swap(true, Ordering::Acquire) {
+            return self.blocking(calls).await;
+        }
+        // Should they panic, all calls go the long way from then on.
+        let result = calls();
+        self.in_place.store(false, Ordering::Release);
+        result
+    }
+
+    /// Runs calls to the store that may take long.
     async fn blocking<R>(&self, calls: impl FnOnce() -> R) -> R {
         // The semaphore is never closed; without a permit the calls would be made all the same.
         let _permit = self.calls.acquire().await;

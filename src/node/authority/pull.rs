@@ -7,7 +7,7 @@
 use super::connection::Attached;
 use super::request::send_reply;
 use super::session::Handle;
-use super::{PRIORITY_BACKGROUND, reply};
+use super::{BRIEF_BYTES, PRIORITY_BACKGROUND, reply};
 use crate::store::{Errno, Result, StoreFile};
 use crate::transport::stream::{self, StreamError};
 use crate::wire::frame::FRAME_BYTES_MAX;
@@ -75,8 +75,8 @@ impl Attached {
         // Never closed. Held until the last piece was taken by the connection.
         let _room = room.acquire_many(len.min(BATCH_BYTES) as u32).await;
         let begin = || First::read(handle, asked.start, asked.end);
-        let first = match len <= u64::from(FRAME_BYTES_MAX) {
-            true => begin(),
+        let first = match len <= BRIEF_BYTES {
+            true => self.service.brief(begin).await,
             false => self.service.blocking(begin).await,
         };
         let first = match first {

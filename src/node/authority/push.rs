@@ -5,9 +5,10 @@
 //!       ─▶ remember the stamp ─▶ give the turn back ─▶ wait until the others have dropped theirs ─▶ answer
 //! ```
 
+use super::change::Cost;
 use super::connection::Attached;
 use super::request::in_time;
-use super::{EPOCH, reply};
+use super::{BRIEF_BYTES, EPOCH, reply};
 use crate::region::Epoch;
 use crate::store::{Errno, Result, StoreFile};
 use crate::transport::stream::{self, Frame, StreamError};
@@ -114,14 +115,16 @@ impl Attached {
             (handle.node.id, Stale::Bytes { start, end })
         });
         let file = &*handle.file;
-        let changed = self.in_turn(
-            &handle.node,
-            || file.attr(),
-            |_| {
-                // Also where an error leaves only a part applied, all of it counts as changed.
-                (stale.collect(), apply(file, extents, &bytes.runs))
-            },
-        );
+        let len: u64 = bytes.runs.iter().map(Run::len).sum();
+        let cost = match len <= BRIEF_BYTES {
+            true => Cost::Brief,
+            false => Cost::Long,
+        };
+        let stat = || file.attr();
+        let changed = self.in_turn(&handle.node, cost, stat, |_| {
+            // Also where an error leaves only a part applied, all of it counts as changed.
+            (stale.collect(), apply(file, extents, &bytes.runs))
+        });
         let (at, changed) = changed.await;
         reply(at, changed.map(|((), attr)| Answer::Attr(attr)))
     }

@@ -20,10 +20,13 @@ impl Attached {
     pub(super) async fn read(&self, request: ReadRequest) -> Reply {
         let service = &self.service;
         match request {
-            ReadRequest::Lookup { dir, name } => self.look_up(&dir, &name),
-            ReadRequest::GetAttr { node, handle } => self.attr(&node, handle),
+            ReadRequest::Lookup { dir, name } => service.brief(|| self.look_up(&dir, &name)).await,
+            ReadRequest::GetAttr { node, handle } => {
+                service.brief(|| self.attr(&node, handle)).await
+            }
             ReadRequest::ReadLink { node } => {
-                self.of_node(&node, || self.store().read_link(&node).map(Answer::Bytes))
+                let read = || self.store().read_link(&node).map(Answer::Bytes);
+                service.brief(|| self.of_node(&node, read)).await
             }
             ReadRequest::ReadDir { dir, cursor } => {
                 service.blocking(|| self.list(&dir, cursor)).await
@@ -31,21 +34,24 @@ impl Attached {
             ReadRequest::Open { node, access } => self.open(&node, access).await,
             // Nobody's copy depends on this.
             ReadRequest::Close { handle } => {
-                let closed = service.blocking(|| self.session.close(handle)).await;
+                let closed = service.brief(|| self.session.close(handle)).await;
                 reply(service.coherence.mark().at, closed.map(|()| Answer::Done))
             }
             ReadRequest::Seek {
                 handle,
                 offset,
                 data,
-            } => self.seek(handle, offset, data),
-            ReadRequest::GetXattr { node, name } => self.of_node(&node, || {
-                check_xattr_name(&name)?;
-                let value = self.store().get_xattr(&node, &name)?;
-                sendable(value)
-            }),
+            } => service.brief(|| self.seek(handle, offset, data)).await,
+            ReadRequest::GetXattr { node, name } => {
+                let read = || {
+                    check_xattr_name(&name)?;
+                    sendable(self.store().get_xattr(&node, &name)?)
+                };
+                service.brief(|| self.of_node(&node, read)).await
+            }
             ReadRequest::ListXattr { node } => {
-                self.of_node(&node, || sendable(self.store().list_xattr(&node)?))
+                let read = || sendable(self.store().list_xattr(&node)?);
+                service.brief(|| self.of_node(&node, read)).await
             }
             ReadRequest::StatFs => {
                 let at = service.coherence.mark().at;
@@ -105,7 +111,7 @@ impl Attached {
         if access == Access::Write && self.read_only {
             return self.refuse(Errno::ROFS);
         }
-        let opened = self.service.blocking(|| {
+        let opened = self.service.brief(|| {
             self.session.check_room()?;
             let file = self.store().open(node, access)?;
             let id = file.attr()?.id;

@@ -3,7 +3,9 @@
 mod abuse;
 mod client;
 mod coherence;
+mod filter;
 mod local;
+mod meddling;
 mod metadata;
 mod sessions;
 mod transfer;
