@@ -233,13 +233,9 @@ impl Drop for Home {
     fn drop(&mut self) {
         let mounts = mounts_below(self.folder.path());
         for mount in &mounts {
-            let fusermount = Command::new("fusermount3")
-                .args(["-uz"])
-                .arg(mount)
-                .status();
-            if !fusermount.is_ok_and(|status| status.success()) {
-                let _ = Command::new("umount").arg("-l").arg(mount).status();
-            }
+            // A forced one first: it frees whoever still waits for an answer.
+            let _ = Command::new("umount").arg("-f").arg(mount).output();
+            let _ = Command::new("fusermount3").arg("-uz").arg(mount).output();
         }
         let ended = |folder: &Path| processes_of(folder).is_empty();
         let start = Instant::now();
