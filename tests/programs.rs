@@ -100,7 +100,7 @@ fn sqlite(test: &str, pragmas: &str) {
     let Some(mut python) = python(test, "sqlite3") else {
         return;
     };
-    mounted!(home, served, mount);
+    mounted!(_home, served, mount);
     run(python
         .args(["-c", SQLITE])
         .arg(mount.path("db"))
@@ -112,7 +112,6 @@ fn sqlite(test: &str, pragmas: &str) {
     let lengths = keys().map(|k| if k % 5 == 0 { 1000 } else { k % 700 });
     let sums = (keys().count(), keys().sum::<u64>(), lengths.sum::<u64>());
     assert_eq!(held, format!("{} {} {}\n", sums.0, sums.1, sums.2));
-    drop(home);
 }
 
 #[test]
@@ -162,7 +161,7 @@ assert (numpy.fromfile(there + "/in", dtype="u4") == truth).all()
 #[test]
 fn cargo_build() {
     let cargo = env!("CARGO");
-    mounted!(home, served, mount);
+    mounted!(_home, served, mount);
     bash(
         mount.point(),
         &format!(
@@ -183,7 +182,6 @@ fn cargo_build() {
         run(&mut Command::new(served.join("small/target/debug/small"))),
         "42\n"
     );
-    drop(home);
 }
 
 #[test]
@@ -214,7 +212,6 @@ fn rsync_and_diff() {
         "diff -r ../tree copy
          test -z \"$(rsync -aHcni ../tree/ copy/)\"",
     );
-    drop(mount);
 }
 
 #[test]
