@@ -72,7 +72,7 @@ fn replicas_stay_coherent_whatever_happens() {
     if let Some(seed) = number("MEMFS_SEED") {
         return schedule::run(seed, true);
     }
-    for seed in 0..number("MEMFS_CASES").unwrap_or(2000) {
+    for seed in 0..number("MEMFS_CASES").unwrap_or(1500) {
         let mut told = Told { seed, done: false };
         schedule::run(seed, false);
         told.done = true;
