@@ -57,7 +57,7 @@ impl Progress {
                 bar.set_length(total);
                 bar.set_position(done);
             }
-            None if self.last.elapsed() >= LINE_EVERY => {
+            None if self.last.elapsed() >= LINE_EVERY && total > 0 => {
                 self.last = Instant::now();
                 let told = match self.unit {
                     Unit::Bytes => format!("{} of {}", format_size(done), format_size(total)),

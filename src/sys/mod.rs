@@ -5,10 +5,12 @@ mod daemon;
 mod fork;
 mod handle;
 mod mapped_file;
+mod parent;
 mod write_back;
 
 pub use daemon::{Starting, detach};
 pub use fork::{Forked, close_standard_streams, fork, ignore_end_signals};
 pub use handle::file_handle;
 pub use mapped_file::MappedFile;
+pub use parent::ParentDeath;
 pub use write_back::write_back;

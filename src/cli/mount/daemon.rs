@@ -22,6 +22,8 @@ use tokio::sync::{Notify, watch};
 
 /// So long the rest may take to be pushed once nobody can use the mount any more.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same after 'memfs umount --force', which has waited already.
+const PATIENCE_FORCED: Duration = Duration::from_secs(2);
 /// So long those who wait for the end may take to hear of it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -70,12 +72,13 @@ pub async fn live(
     };
     up(starting);
 
+    let mut patience = PATIENCE;
     tokio::select! {
         ended = mounted.ended() => note(ended),
-        () = service.stop.notified() => tracing::info!("unmounted, though somebody uses it"),
+        () = service.stop.notified() => patience = PATIENCE_FORCED,
         () = signals.next() => leave(&plan.mountpoint, &service, &mut mounted, &mut signals).await,
     }
-    let left = push_rest(&service, &mut signals).await;
+    let left = push_rest(&service, patience, &mut signals).await;
     let code = ExitCode::from(u8::from(!left.is_empty()));
     tell.send_replace(Some(left));
     if let Some(control) = control {
@@ -136,9 +139,9 @@ async fn unmount(mountpoint: &Path, lazily: bool) -> bool {
 }
 
 /// Pushes what is dirty and says goodbye, until a signal says that it has taken long enough.
-async fn push_rest(service: &Service, signals: &mut Signals) -> Vec<Left> {
+async fn push_rest(service: &Service, patience: Duration, signals: &mut Signals) -> Vec<Left> {
     let left = tokio::select! {
-        left = service.replica.shut_down(PATIENCE) => {
+        left = service.replica.shut_down(patience) => {
             let left = left.into_iter().map(|(path, errno)| Left {
                 path: path.as_os().to_string_lossy().into_owned(),
                 why: io::Error::from(errno).to_string(),

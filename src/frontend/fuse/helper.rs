@@ -1,15 +1,15 @@
-//! The process that makes the kernel write back pages dirtied through mappings.
+//! The process beside the one that serves a mount, for what that one cannot do. It ends when the first does.
 //!
-//! The kernel does it for whoever opens the file and calls `sync_file_range(2)` on it. The process that
-//! serves the mount must not do that itself: were it killed while a thread of its own waits for an answer of
-//! its own, that thread could not end, so `/dev/fuse` would stay open, so the answer would never be given up
-//! on. So a second process does it, which has no descriptor of `/dev/fuse`. It ends when the first does.
+//! **Writing back** pages dirtied through mappings. The kernel does it for whoever opens the file and calls
+//! `sync_file_range(2)` on it. The process that serves the mount must not do that itself: were it killed while
+//! a thread of its own waits for an answer of its own, that thread could not end, so `/dev/fuse` would stay
+//! open, so the answer would never be given up on. This process has no descriptor of `/dev/fuse`. It keeps
+//! nothing open between two calls, as that would keep the mount from being unmounted.
 //!
-//! For the same reason it frees the mount where the first process was killed and cannot end: a thread of that
-//! may be dropping pages from the kernel's cache, and wait there for a page whose READ nobody will answer
-//! any more. Its leader is a zombie then, and other threads are left ([`is_stuck`]).
-//!
-//! Nothing is kept open between two calls, as that would keep the mount from being unmounted.
+//! **Giving up**. A notice to drop a page waits in the kernel while a READ holds the page. Where the process is
+//! killed then, nobody answers the READ, the notice does not end, and neither does the process nor anybody who
+//! uses the mount. So when its first thread is dead and its end of the socket is still open a moment later,
+//! the connection is aborted.
 //!
 //! ```text
 //! request: node (u64, little-endian; 0: all of them) · path below the mount point
@@ -20,22 +20,20 @@
 
 use super::mounts::Device;
 use crate::node::replica::NodeNo;
-use crate::sys;
+use crate::sys::{self, ParentDeath};
 use crate::wire::RelPath;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::process::Pid;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The longest message: two numbers and a path.
@@ -44,8 +42,10 @@ const MESSAGE_BYTES_MAX: usize = 8 + libc::PATH_MAX as usize;
 /// What the program is called when it is to be the helper.
 pub const HELPER_NAME: &str = "memfs-writeback";
 
-/// How often it is looked whether the server is stuck.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Where the system has `fusectl` mounted.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+/// So long a killed process takes at most to close its descriptors, if nothing holds it.
+const BURIAL: Duration = Duration::from_secs(1);
 
 /// Stands for all nodes in a request.
 const ALL: NodeNo = NodeNo(0);
@@ -57,7 +57,8 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts it: this very program, called [`HELPER_NAME`], which then has to call [`help`].
+    /// Starts it: this very program, called [`HELPER_NAME`], which then has to call [`help`]. To be called from
+    /// a thread that lives as long as the process: it is what the helper watches.
     ///
     /// # Errors
     /// As `socketpair(2)` and `execve(2)`.
@@ -140,14 +141,9 @@ pub fn help() -> io::Result<()> {
     // Out of the reach of terminals and service managers: it ends when it is not needed any more.
     sys::ignore_end_signals();
     rustix::process::setsid()?;
+    let death = ParentDeath::watch()?;
     let socket = rustix::stdio::stdin();
-    let mount = Arc::new(OnceLock::new());
-    if let Some(server) = rustix::process::getppid() {
-        let mount = Arc::clone(&mount);
-        std::thread::Builder::new()
-            .name("memfs-watch".into())
-            .spawn(move || free_when_stuck(server, &mount))?;
-    }
+    let (mut mount, mut death) = (None, Some(death));
     let mut message = vec![0; MESSAGE_BYTES_MAX];
     loop {
         let (_, len) = rustix::io::retry_on_intr(|| {
@@ -160,8 +156,13 @@ pub fn help() -> io::Result<()> {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let path = OsStr::from_bytes(path);
-        let Some(mount) = mount.get() else {
-            let _ = mount.set(Watched::new(*number, path));
+        let Some(mount) = &mount else {
+            let watched = Watched::new(*number, path);
+            if let Some(death) = death.take() {
+                let device = watched.device;
+                std::thread::spawn(move || give_up(&death, device));
+            }
+            mount = Some(watched);
             continue;
         };
         let node = NodeNo(u64::from_le_bytes(*number));
@@ -173,29 +174,37 @@ pub fn help() -> io::Result<()> {
     }
 }
 
-/// Waits until `server` was killed and cannot end, then ends its connection to the kernel.
-fn free_when_stuck(server: Pid, mount: &OnceLock<Watched>) {
-    loop {
-        std::thread::sleep(LOOK_EVERY);
-        if is_stuck(server)
-            && let Some(mount) = mount.get()
-        {
-            mount.free();
-        }
-    }
+/// Waits for the death of the one that serves, and aborts the connection if that is not the end of it.
+fn give_up(death: &ParentDeath, device: Device) {
+    death.wait();
+    // Where all goes well, the socket is closed, and so this process ends, long before.
+    std::thread::sleep(BURIAL);
+    // Nobody is there to be told of an error.
+    let _ = abort(device);
 }
 
-/// Whether a process was killed, and has threads that do not end.
-fn is_stuck(process: Pid) -> bool {
-    let folder = PathBuf::from(format!("/proc/{}", process.as_raw_nonzero()));
-    // The state follows the name, which is in parentheses and may hold anything.
-    let is_zombie = std::fs::read_to_string(folder.join("stat")).is_ok_and(|stat| {
-        stat.rsplit(')')
-            .next()
-            .is_some_and(|rest| rest.starts_with(" Z"))
-    });
-    let threads = || std::fs::read_dir(folder.join("task")).map_or(0, Iterator::count);
-    is_zombie && threads() > 1
+/// Has the kernel answer all requests with an error, by the file of the connection in `fusectl`.
+fn abort(device: Device) -> rustix::io::Result<()> {
+    let name = format!("{}/abort", device.minor);
+    let open = |folder: BorrowedFd| {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(folder, &name, flags, Mode::empty())
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let there = rustix::fs::open(CONNECTIONS, flags, Mode::empty());
+    let file = match there.and_then(|folder| open(folder.as_fd())) {
+        Ok(file) => file,
+        // Nobody has mounted it. Root can, without anybody seeing it.
+        Err(_) => {
+            let fusectl = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            fsconfig_create(&fusectl)?;
+            let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+            let folder = fsmount(&fusectl, flags, MountAttrFlags::empty())?;
+            open(folder.as_fd())?
+        }
+    };
+    rustix::io::write(&file, b"1")?;
+    Ok(())
 }
 
 /// The mount that the helper works for.
@@ -213,17 +222,6 @@ impl Watched {
                 minor: u32::from_le_bytes([e, f, g, h]),
             },
             mountpoint: PathBuf::from(mountpoint),
-        }
-    }
-
-    /// Ends the connection between the kernel and the server of this mount: all requests fail. Without the
-    /// control file system for that, the kernel does it on the way to a forced unmount.
-    fn free(&self) {
-        let abort = format!("/sys/fs/fuse/connections/{}/abort", self.device.minor);
-        if std::fs::write(abort, "1").is_err() && self.root().is_ok() {
-            let flags = UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
-            // Busy or not: the connection is ended before that is found out.
-            let _ = rustix::mount::unmount(&self.mountpoint, flags);
         }
     }
 

@@ -22,7 +22,7 @@
 //! | `data` | the requests on open files and directories |
 //! | `convert`, `reply` | the kernel's words and ours; outcomes as answers |
 //! | `kernel` | what is said to the kernel unasked |
-//! | `helper` | the process that makes the kernel write back mapped pages |
+//! | `helper` | the process beside this one: writing back mapped pages, giving up |
 //! | `mount` | `mount(2)`, `fusermount3` |
 //! | `mounts` | reading `/proc/self/mountinfo` |
 
