@@ -60,10 +60,7 @@ async fn answer(
         }
         Request::Read(request) => attached.read(request).await,
         Request::Change(sequence, request) => {
-            let Some(reply) = attached.change_once(sequence, request, receive).await? else {
-                return Ok(());
-            };
-            reply
+            attached.change_once(sequence, request, receive).await?
         }
     };
     tracing::debug!(peer = %attached.peer, at = reply.at.0, errno = ?reply.result.as_ref().err(),
@@ -101,38 +98,38 @@ pub(super) async fn in_time<R>(
 }
 
 impl Attached {
-    /// Applies a change, unless that was done before. `None`: not, and there is nobody to be answered.
+    /// Applies a change, unless that was done before.
     async fn change_once(
         &self,
         sequence: Sequence,
         request: ChangeRequest,
         receive: &mut RecvStream,
-    ) -> Result<Option<Reply>, StreamError> {
+    ) -> Result<Reply, StreamError> {
         let bytes = match &request {
             ChangeRequest::Push { extents, .. } => match Bytes::expect(extents) {
                 Ok(total) => Some(self.receive_bytes(receive, total).await?),
-                Err(errno) => return Ok(Some(self.refuse(errno))),
+                Err(errno) => return Ok(self.refuse(errno)),
             },
             _ => None,
         };
         if self.read_only {
-            return Ok(Some(self.refuse(Errno::ROFS)));
+            return Ok(self.refuse(Errno::ROFS));
         }
         loop {
             match self.session.replies.begin(sequence) {
                 Turn::First(ticket) => {
                     let reply = self.change(request, bytes).await;
                     ticket.finish(&reply);
-                    return Ok(Some(reply));
+                    return Ok(reply);
                 }
-                Turn::Again(reply) => return Ok(Some(self.again(&request, reply).await)),
+                Turn::Again(reply) => return Ok(self.again(&request, reply).await),
                 Turn::Running(mut receiver) => {
                     let done = receiver.wait_for(Option::is_some).await;
                     if let Ok(Some(reply)) = done.as_deref() {
-                        return Ok(Some(reply.clone()));
+                        return Ok(reply.clone());
                     }
                 }
-                Turn::Over => return Ok(None),
+                Turn::Over => return Ok(self.refuse(Errno::IO)),
             }
         }
     }

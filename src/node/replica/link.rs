@@ -30,6 +30,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
+/// How long to wait before a request is repeated over the same connection.
+const REPEAT_PAUSE: Duration = Duration::from_millis(100);
+
 /// A connection on which this replica was let in.
 #[derive(Clone)]
 pub(super) struct Session {
@@ -271,12 +274,18 @@ impl Link {
         }
     }
 
-    /// After a failed exchange: the next session, or an error that a repetition would not mend.
+    /// After a failed exchange: the session to repeat it over, or an error that a repetition would not
+    /// mend.
     pub async fn recover(&self, session: &Session, error: StreamError) -> Result<Session> {
         match error {
             StreamError::Link(why) => {
                 tracing::debug!("request to be repeated: {why}");
-                self.session_after(session).await
+                if session.connection.close_reason().is_some() {
+                    return self.session_after(session).await;
+                }
+                // The authority has broken off this one exchange, as when its store fails amid a pull.
+                tokio::time::sleep(REPEAT_PAUSE).await;
+                Ok(session.clone())
             }
             StreamError::Stopped => Err(Errno::IO),
             StreamError::Protocol(why) => {

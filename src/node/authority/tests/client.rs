@@ -60,12 +60,15 @@ impl Server {
         Server::new(Memory::new(1 << 30), options)
     }
 
-    /// A connection with this key on which nothing was said.
-    pub async fn connect(&self, key: &Identity) -> Connection {
+    pub fn dialer(&self, key: &Identity) -> Dialer {
         let port = self.listener.address().unwrap().port();
         let trust = ServerTrust::Key(self.identity.public());
-        let dialer = Dialer::new("127.0.0.1", port, key.clone(), trust).unwrap();
-        dialer.connect(PATIENCE).await.unwrap()
+        Dialer::new("127.0.0.1", port, key.clone(), trust).unwrap()
+    }
+
+    /// A connection with this key on which nothing was said.
+    pub async fn connect(&self, key: &Identity) -> Connection {
+        self.dialer(key).connect(PATIENCE).await.unwrap()
     }
 
     /// The client with this number, let in.

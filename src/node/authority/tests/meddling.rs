@@ -3,11 +3,13 @@
 use super::client::*;
 use super::filter::{Filter, When};
 use crate::node::authority::AuthorityOptions;
+use crate::node::replica::{ROOT, Replica, ReplicaOptions};
 use crate::store::memory::Memory;
 use crate::store::{Errno, Noticed, Store};
 use crate::transport::stream;
 use crate::wire::*;
 use parking_lot::{Condvar, Mutex};
+use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -208,12 +210,16 @@ async fn changes_to_one_file_take_turns_and_others_go_on() {
     assert_eq!(attr(second).size, 5000);
 }
 
-/// Fails the calls of one name from the given one on.
-fn failing(name: &'static str, good: usize, errno: Errno) -> Server {
+/// Fails calls of one name: those of these numbers.
+fn failing(
+    name: &'static str,
+    bad: impl RangeBounds<usize> + Send + Sync + 'static,
+    errno: Errno,
+) -> Server {
     let calls = AtomicUsize::new(0);
     let store = Filter::new(Memory::new(1 << 30), move |call, when| {
         let meant = call == name && when == When::Before;
-        match meant && calls.fetch_add(1, Ordering::SeqCst) >= good {
+        match meant && bad.contains(&calls.fetch_add(1, Ordering::SeqCst)) {
             true => Err(errno),
             false => Ok(()),
         }
@@ -223,7 +229,7 @@ fn failing(name: &'static str, good: usize, errno: Errno) -> Server {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_fails_at_once_gives_the_errno() {
-    let server = failing("read_at", 0, Errno::IO);
+    let server = failing("read_at", 0.., Errno::IO);
     let client = server.client(1).await;
     let (handle, _) = client.create("file").await;
     client.push(handle, 0, &[1; 100]).await.unwrap();
@@ -233,7 +239,7 @@ async fn a_pull_that_fails_at_once_gives_the_errno() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_fails_later_does_not_end_as_if_it_were_complete() {
-    let server = failing("read_at", 20, Errno::IO);
+    let server = failing("read_at", 20.., Errno::IO);
     let client = server.client(1).await;
     let (handle, _) = client.create("file").await;
     let len = TRANSFER_BYTES_MAX;
@@ -262,8 +268,41 @@ async fn a_pull_that_fails_later_does_not_end_as_if_it_were_complete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_goes_on_with_a_pull_that_broke_off() {
+    let server = failing("read_at", 5..8, Errno::IO);
+    let client = server.client(1).await;
+    let (handle, file) = client.create("file").await;
+    let bytes: Vec<u8> = (0..TRANSFER_BYTES_MAX as u32 / 4)
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    client.push(handle, 0, &bytes).await.unwrap();
+    let options = ReplicaOptions {
+        background: false,
+        ..ReplicaOptions::default()
+    };
+    let replica = Replica::connect(server.dialer(&server.key), options)
+        .await
+        .unwrap();
+    let entry = replica.lookup(ROOT, &name("file")).await.unwrap();
+    assert_eq!(entry.attr.id, file.id);
+    let (handle, _) = replica.open(entry.node, true, false).await.unwrap();
+    let mut read = Vec::new();
+    while read.len() < bytes.len() {
+        let part = replica
+            .read(handle, read.len() as u64, 1 << 20, <[u8]>::to_vec)
+            .await;
+        match part {
+            Ok(part) => read.extend(part),
+            // From the beginning of a pull an errno is handed on.
+            Err(errno) => assert_eq!(errno, Errno::IO),
+        }
+    }
+    assert!(read == bytes, "bytes differ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_fails_halfway_is_told_to_the_others() {
-    let server = failing("write_at", 2, Errno::NOSPC);
+    let server = failing("write_at", 2.., Errno::NOSPC);
     let writer = server.client(1).await;
     let (handle, file) = writer.create("file").await;
     writer.push(handle, 0, &[1; 8192]).await.unwrap();
