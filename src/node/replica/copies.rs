@@ -8,6 +8,7 @@ use super::{HandleNo, Shared};
 use crate::region::{Epoch, ReplicaConfig, Tick};
 use crate::store::Result;
 use crate::sys::MappedFile;
+use crate::units::ByteRange;
 use crate::wire::{Access, Answer, Attr, HandleId, ReadRequest};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +45,12 @@ impl Shared {
             pull_bytes_max: PULL_BYTES,
             read_ahead_bytes_max: READ_AHEAD_BYTES,
         };
-        let core = crate::region::Replica::new(attr.size, at, epoch, config);
+        let mut core = crate::region::Replica::new(attr.size, at, epoch, config);
+        let stale_until = node.stale_until();
+        if stale_until > at {
+            // The answer that told the size is older than a change that was announced meanwhile.
+            core.handle_invalidate(stale_until, ByteRange::new(0, u64::MAX), &mut Vec::new());
+        }
         let region = Arc::new(Region::new(node.clone(), self, core, copy));
         *slot = Some(region.clone());
         drop(slot);

@@ -91,6 +91,7 @@ impl Shared {
         for node in &nodes {
             node.reset();
         }
+        self.generation.store(session.generation, Ordering::Relaxed);
         let boot = session.welcome.boot;
         if self.boot.swap(boot, Ordering::Relaxed) != boot {
             for region in self.regions() {
@@ -139,6 +140,7 @@ impl Shared {
         let mut dropped: Vec<PageRange> = Vec::new();
         let mut zeroed: Vec<ByteRange> = Vec::new();
         let cut = region.update(|inner| {
+            inner.generation = session.generation;
             inner
                 .core
                 .handle_reattached(at, epoch, size, same, &mut dropped, &mut zeroed);

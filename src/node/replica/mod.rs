@@ -159,6 +159,8 @@ pub(crate) struct Shared {
     server_read_only: bool,
     /// Which run of the authority there was last.
     boot: AtomicU64,
+    /// The generation of the session there is, or was last.
+    generation: AtomicU64,
     /// Dirty bytes of all regions.
     dirty_bytes: watch::Sender<u64>,
     /// Bytes of all local copies.
@@ -201,6 +203,7 @@ impl Replica {
             server_user: session.welcome.server,
             server_read_only: session.welcome.read_only,
             boot: AtomicU64::new(session.welcome.boot),
+            generation: AtomicU64::new(session.generation),
             dirty_bytes: watch::Sender::new(0),
             copy_bytes: AtomicU64::new(0),
             uses: AtomicU64::new(0),

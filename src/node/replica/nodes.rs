@@ -269,6 +269,11 @@ impl Node {
             .is_some_and(|(at, called)| at.no == dir.no && called == name)
     }
 
+    /// The newest change of it that was announced.
+    pub fn stale_until(&self) -> Tick {
+        self.state.lock().stale_until
+    }
+
     /// Whether no name of it is known.
     pub fn has_no_place(&self) -> bool {
         self.no != ROOT && self.state.lock().place.is_none()

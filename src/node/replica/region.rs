@@ -60,6 +60,8 @@ pub(super) struct Inner {
     flushes: HashMap<FlushId, oneshot::Sender<Result<()>>>,
     /// Pushes are to be made now and not at the next interval.
     push_now: bool,
+    /// Of the session that the core's pushes are meant for.
+    pub generation: u64,
     /// Pushed, and not known to survive the authority's machine.
     pub unsynced: Unsynced,
     /// No push may begin: the size is being changed.
@@ -86,6 +88,7 @@ impl Region {
                 waiters: HashMap::new(),
                 flushes: HashMap::new(),
                 push_now: false,
+                generation: shared.generation.load(Ordering::Relaxed),
                 unsynced: Unsynced::default(),
                 hold: 0,
                 pushes: 0,
@@ -349,7 +352,8 @@ impl Region {
             {
                 Some(push) => {
                     inner.pushes += 1;
-                    shared.runtime.spawn(transfer::push(self.clone(), push));
+                    let push = transfer::push(self.clone(), push, inner.generation);
+                    shared.runtime.spawn(push);
                 }
                 None => {
                     // A page that was stored while it is being pushed has its turn when that push ends.

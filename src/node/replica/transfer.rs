@@ -215,13 +215,14 @@ impl Landing<'_> {
 }
 
 /// Makes a push.
-pub(super) async fn push(region: Arc<Region>, push: Push) {
+pub(super) async fn push(region: Arc<Region>, push: Push, generation: u64) {
     let Some(shared) = region.shared.upgrade() else {
         return;
     };
     let _waiting = link::Waiting::new(&shared.link.waiting);
-    let outcome = match push_until_answered(&shared, &region, &push).await {
-        Ok((at, attr)) => {
+    let outcome = match push_until_answered(&shared, &region, &push, generation).await {
+        Ok(None) => Err(Failure::Link),
+        Ok(Some((at, attr))) => {
             region.node.adopt_own(&attr, at);
             region.report_cut(region.update(|inner| inner.adopt_size(at, attr.size)));
             let bytes: u64 = push.extents.iter().map(ByteRange::len).sum();
@@ -238,15 +239,22 @@ pub(super) async fn push(region: Arc<Region>, push: Push) {
     shared.close_remote_if_idle(&region);
 }
 
+/// `None` where the authority has forgotten this replica since the push began: its bytes may be older by now than
+/// what others have pushed, and the core has them pushed anew if they are not.
 async fn push_until_answered(
     shared: &Arc<Shared>,
     region: &Arc<Region>,
     push: &Push,
-) -> Result<(Tick, Attr)> {
+    generation: u64,
+) -> Result<Option<(Tick, Attr)>> {
     let link = &shared.link;
     let number = link.number_change();
     let mut session = link.session().await?;
     loop {
+        if session.generation != generation {
+            region.update(|inner| inner.generation = session.generation);
+            return Ok(None);
+        }
         let handle = match remote(shared, region, &session, Access::Write).await {
             Ok(handle) => handle,
             Err(Broken::Errno(errno)) => return Err(errno),
@@ -264,7 +272,7 @@ async fn push_until_answered(
         };
         let request = Request::Change(number.sequence(), request);
         match push_over(shared, region, &session, push, &request).await {
-            Ok((at, Answer::Attr(attr))) => return Ok((at, attr)),
+            Ok((at, Answer::Attr(attr))) => return Ok(Some((at, attr))),
             Ok(_) => return Err(Errno::PROTO),
             Err(Broken::Errno(errno)) => return Err(errno),
             Err(Broken::Stream(error)) => session = link.recover(&session, error).await?,
