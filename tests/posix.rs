@@ -21,7 +21,7 @@ fn fsx(seed: u64, config: &str) {
     if !has(&format!("fsx with seed {seed}"), "fsx") {
         return;
     }
-    let home = Home::new();
+    let home = Home::in_memory();
     let served = home.folder("served");
     let serve = Serve::start(&home, &served);
     let options = ["--push-interval", "50ms"]; // many pushes beside what fsx itself waits for

@@ -24,6 +24,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -166,19 +167,52 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
 /// A home for memfs: keys, caches and sockets of its own, and room for the test's files.
 pub struct Home {
     folder: tempfile::TempDir,
+    /// The memfs to run.
+    program: PathBuf,
+    /// Who runs it, and whose group, if not who runs the test.
+    user: Option<u32>,
 }
 
 impl Home {
     pub fn new() -> Home {
-        let folder = tempfile::Builder::new().prefix("memfs-test-").tempdir();
+        Home::below(&std::env::temp_dir())
+    }
+
+    /// A home in memory, where there is room for one: for tests that sync a lot.
+    pub fn in_memory() -> Home {
+        let shm = Path::new("/dev/shm");
+        let space = rustix::fs::statvfs(shm).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
+        match space > 256 << 20 {
+            true => Home::below(shm),
+            false => Home::new(),
+        }
+    }
+
+    fn below(parent: &Path) -> Home {
+        let mut builder = tempfile::Builder::new();
+        let folder = builder.prefix("memfs-test-").tempdir_in(parent);
         let home = Home {
             folder: folder.unwrap(),
+            program: env!("CARGO_BIN_EXE_memfs").into(),
+            user: None,
         };
         for name in ["home", "run", "logs"] {
             home.folder(name);
         }
         fs::set_permissions(home.path("run"), PermissionsExt::from_mode(0o700)).unwrap();
         home
+    }
+
+    /// Gives it, and what is in it so far, to another user, who runs every memfs from now on.
+    pub fn belongs_to(&mut self, id: u32) {
+        // Where the program was built the user may not get to.
+        self.program = self.path("memfs");
+        fs::copy(env!("CARGO_BIN_EXE_memfs"), &self.program).unwrap();
+        self.user = Some(id);
+        let whole = self.folder.path();
+        run(Command::new("chown")
+            .args(["-R", &format!("{id}:{id}")])
+            .arg(whole));
     }
 
     /// Where something is, or is to be.
@@ -195,7 +229,10 @@ impl Home {
 
     /// memfs, with this home.
     pub fn memfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_memfs"));
+        let mut command = Command::new(&self.program);
+        if let Some(id) = self.user {
+            command.uid(id).gid(id);
+        }
         command
             .args(args)
             .env("HOME", self.path("home"))
