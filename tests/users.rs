@@ -1,6 +1,8 @@
 //! An ordinary user serves and mounts, and root serves to one. As root the tests become the user
 //! `daemon`; otherwise the user who runs them is one.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where anything fails")]
+
 mod common;
 
 use common::{Home, Mount, Serve, bash, complaint, is_root, run, skip};
