@@ -185,8 +185,7 @@ impl Keeper {
                 event = incoming.recv() => match event {
                     Some(Ok(Some(AuthorityEvent::Renewed { sent }))) => {
                         unanswered = None;
-                        self.link.set_lease(|lease| lease.handle_renewed(sent));
-                        self.link.silent.store(false, Ordering::Relaxed);
+                        self.link.renewed(sent);
                         lease_was_valid = true;
                     }
                     Some(Ok(Some(event))) => {

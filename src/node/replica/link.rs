@@ -317,6 +317,12 @@ impl Link {
         }
     }
 
+    /// The authority has answered a renewal.
+    pub fn renewed(&self, sent: u64) {
+        self.set_lease(|lease| lease.handle_renewed(sent));
+        self.silent.store(false, Ordering::Relaxed);
+    }
+
     /// Changes the lease, and what the hit path sees of it.
     pub fn set_lease(&self, change: impl FnOnce(&mut Lease)) {
         let mut lease = self.lease.lock();
