@@ -227,6 +227,11 @@ impl Home {
         path
     }
 
+    /// The memfs that it runs.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// memfs, with this home.
     pub fn memfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
