@@ -1,7 +1,11 @@
 //! The commands as a person or mount(8) uses them: status, pull, flush, forget, mount of a store of this
 //! machine, mount.memfs, SIGTERM, manual pages and completions.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
