@@ -52,14 +52,20 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether a program is installed; if not, says that `test` is left out.
-pub fn has(test: &str, program: &str) -> bool {
+/// Where a program is; if it is not installed, says that `test` is left out.
+pub fn find(test: &str, program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
-    if !found {
+    let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
+    let found = places.find(|path| path.is_file());
+    if found.is_none() {
         skip(test, &format!("{program} is not installed"));
     }
     found
+}
+
+/// Whether a program is installed; if not, says that `test` is left out.
+pub fn has(test: &str, program: &str) -> bool {
+    find(test, program).is_some()
 }
 
 /// A Python that has these modules; if there is none, says that `test` is left out.
@@ -175,7 +181,43 @@ pub struct Home {
 
 impl Home {
     pub fn new() -> Home {
-        Home::below(&std::env::temp_dir())
+        Home::below(&std::env::temp_dir()).unwrap()
+    }
+
+    /// A home that a user and group can get to and run memfs in, wherever the other homes and the build
+    /// are. Still our own: see [`Home::give_to`]. Why there is none, if there is no such place.
+    pub fn within_reach_of(id: u32) -> Result<Home, String> {
+        let mut complaints = String::new();
+        let usual = ["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from);
+        for parent in std::iter::once(std::env::temp_dir()).chain(usual) {
+            match Home::below(&parent).and_then(|home| home.reached_by(id)) {
+                Ok(home) => return Ok(home),
+                Err(why) => complaints += &format!("; {}: {why}", parent.display()),
+            }
+        }
+        Err(format!(
+            "no place where user {id} can run memfs{complaints}"
+        ))
+    }
+
+    fn reached_by(mut self, id: u32) -> std::io::Result<Home> {
+        let program = self.path("memfs");
+        fs::copy(&self.program, &program)?;
+        for path in [self.folder.path(), &program] {
+            fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
+        }
+        self.program = program;
+        let mut trial = Command::new(&self.program);
+        trial.arg("--version").current_dir("/").stdin(Stdio::null());
+        if is_root() {
+            trial.uid(id).gid(id);
+        }
+        let trial = trial.output()?;
+        if !trial.status.success() {
+            let said = String::from_utf8_lossy(&trial.stderr);
+            return Err(std::io::Error::other(format!("{} {said}", trial.status)));
+        }
+        Ok(self)
     }
 
     /// A home in memory, where there is room for one: for tests that sync a lot.
@@ -183,31 +225,27 @@ impl Home {
         let shm = Path::new("/dev/shm");
         let space = rustix::fs::statvfs(shm).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
         match space > 256 << 20 {
-            true => Home::below(shm),
+            true => Home::below(shm).unwrap(),
             false => Home::new(),
         }
     }
 
-    fn below(parent: &Path) -> Home {
+    fn below(parent: &Path) -> std::io::Result<Home> {
         let mut builder = tempfile::Builder::new();
-        let folder = builder.prefix("memfs-test-").tempdir_in(parent);
         let home = Home {
-            folder: folder.unwrap(),
+            folder: builder.prefix("memfs-test-").tempdir_in(parent)?,
             program: env!("CARGO_BIN_EXE_memfs").into(),
             user: None,
         };
         for name in ["home", "run", "logs"] {
             home.folder(name);
         }
-        fs::set_permissions(home.path("run"), PermissionsExt::from_mode(0o700)).unwrap();
-        home
+        fs::set_permissions(home.path("run"), PermissionsExt::from_mode(0o700))?;
+        Ok(home)
     }
 
     /// Gives it, and what is in it so far, to another user, who runs every memfs from now on.
-    pub fn belongs_to(&mut self, id: u32) {
-        // Where the program was built the user may not get to.
-        self.program = self.path("memfs");
-        fs::copy(env!("CARGO_BIN_EXE_memfs"), &self.program).unwrap();
+    pub fn give_to(&mut self, id: u32) {
         self.user = Some(id);
         let whole = self.folder.path();
         run(Command::new("chown")
@@ -236,7 +274,7 @@ impl Home {
     pub fn memfs<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
         if let Some(id) = self.user {
-            command.uid(id).gid(id);
+            command.uid(id).gid(id).current_dir("/"); // not where we are: they may not be allowed to be
         }
         command
             .args(args)
