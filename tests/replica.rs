@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
@@ -297,6 +298,45 @@ async fn extended_attributes_are_cached_and_coherent() {
         a.remove_xattr(at_a, b"user.two").await.unwrap();
     }
     assert_eq!(a.list_xattr(at_a).await.unwrap(), b"user.one\0");
+}
+
+/// The kernel takes a size from any answer made after a store it knows to have ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lookup_never_shows_an_older_size_than_a_store_before_it() {
+    let served = Served::memory(1 << 20);
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let made = replica.create(ROOT, &name("file"), 0o644, true, ME).await;
+    let (_, handle) = made.unwrap();
+    let size = Arc::new(AtomicU64::new(0));
+    let seers: Vec<_> = (0..3)
+        .map(|_| {
+            let (size, runtime) = (size.clone(), tokio::runtime::Handle::current());
+            let replica = replica.clone();
+            std::thread::spawn(move || {
+                loop {
+                    let before = size.load(Ordering::Acquire);
+                    let entry = runtime.block_on(replica.lookup(ROOT, &name("file")));
+                    let entry = entry.unwrap();
+                    replica.forget(entry.node, 1);
+                    if before == u64::MAX {
+                        break;
+                    }
+                    assert!(entry.attr.size >= before, "{} {before}", entry.attr.size);
+                }
+            })
+        })
+        .collect();
+    for step in 1..=3000 {
+        let stored = replica.write(handle, step - 1, b"x", false).await;
+        stored.unwrap();
+        size.store(step, Ordering::Release);
+        replica.flush(handle).await.unwrap();
+    }
+    size.store(u64::MAX, Ordering::Release);
+    for seer in seers {
+        seer.join().unwrap();
+    }
+    replica.close(handle);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -60,16 +60,20 @@ impl Owners {
 }
 
 impl Shared {
-    /// The answer to the kernel about a node.
+    /// The answer to the kernel about a node, of which `attr` has just been read.
     pub(super) fn entry(&self, node: &Node, attr: &Attr) -> Entry {
-        let mut attr = *attr;
+        let region = node.region.lock().clone();
+        let state = region
+            .map(|region| region.look(|inner| (inner.core.size(), inner.core.dirty_pages() > 0)));
+        // Looked at after the region: the answer to a push is taken in before its pages are clean. The
+        // other way round a push that ends in between would be missed by both.
+        let mut attr = node.cached_attr().unwrap_or(*attr);
         self.owners.to_local(&mut attr);
         let mut ttl = ATTR_TTL;
-        if let Some(region) = node.region.lock().as_ref() {
-            let (size, dirty) = region.look(|inner| (inner.core.size(), inner.core.dirty_pages()));
-            if dirty > 0 {
+        if let Some((size, dirty)) = state {
+            attr.size = size;
+            if dirty {
                 // Its times are not known before it is pushed.
-                attr.size = size;
                 ttl = Duration::ZERO;
             }
         }
