@@ -9,10 +9,11 @@ use common::hands::Hands;
 use common::{Home, Mount, Serve, bash, has, noise, run, wait_until};
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Opens with the flags of open(2).
 fn open(path: &Path, flags: OFlags) -> rustix::io::Result<File> {
@@ -371,6 +372,42 @@ fn a_directory_of_ten_thousand() {
     assert_eq!(fs::read_dir(served.join("more")).unwrap().count(), 1000);
     fs::remove_dir_all(mount.path("more")).unwrap();
     assert!(!served.join("more").exists());
+}
+
+/// READDIRPLUS brings sizes, and the kernel cuts what it has of a file to the size it is told.
+#[test]
+fn a_listing_never_cuts_a_file_that_is_written() {
+    let home = Home::new();
+    let served = home.folder("served");
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::start(&home, &serve, "mnt");
+    let ended = AtomicBool::new(false);
+    let ends = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let entries = fs::read_dir(mount.point()).unwrap();
+                    entries.for_each(|entry| drop(entry.unwrap().metadata()));
+                }
+            });
+        }
+        let append = || -> io::Result<Vec<u64>> {
+            let mut file = File::create(mount.path("file"))?;
+            let append_once = |step: u64| {
+                file.write_all(b"0123456789")?;
+                if step.is_multiple_of(10) {
+                    file.sync_data()?;
+                }
+                file.seek(io::SeekFrom::End(0))
+            };
+            (1..=500).map(append_once).collect()
+        };
+        let ends = append();
+        ended.store(true, Ordering::Relaxed);
+        ends
+    });
+    assert!(ends.unwrap().into_iter().eq((1..=500).map(|n| n * 10)));
+    assert!(fs::read(served.join("file")).unwrap() == b"0123456789".repeat(500));
 }
 
 #[test]

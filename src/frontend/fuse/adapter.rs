@@ -1,15 +1,15 @@
 //! Requests on names and attributes, and how any request is run.
 
 use super::convert::{self, errno};
-use super::data::Rest;
+use super::data::{Listing, Rest};
 use super::reply;
 use crate::node::replica::{HandleNo, NodeNo, Replica};
 use crate::wire::{Caller, Make, SetAttr};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -33,14 +33,15 @@ const LINK_BYTES_MAX: usize = 4095;
 /// Capabilities of the kernel that are wanted; each where there is one.
 ///
 /// Not among them: the write-back cache (the kernel would own size and times), the killing of set-uid bits
-/// (the kernel asks for it by SETATTR), locks (they hold on this machine), READDIRPLUS (worth
-/// something only where the kernel may keep names).
-const CAPABILITIES: [InitFlags; 5] = [
+/// (the kernel asks for it by SETATTR), locks (they hold on this machine).
+const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
 ];
 
 /// Answers the kernel's requests.
@@ -493,7 +494,18 @@ impl Filesystem for Adapter {
         cursor: u64,
         reply: ReplyDirectory,
     ) {
-        self.read_directory(HandleNo(handle.0), cursor, reply);
+        self.read_directory(HandleNo(handle.0), cursor, Listing::Names(reply));
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _dir: INodeNo,
+        handle: FileHandle,
+        cursor: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.read_directory(HandleNo(handle.0), cursor, Listing::Attributes(reply));
     }
 
     fn releasedir(

@@ -3,11 +3,11 @@
 use super::adapter::Adapter;
 use super::convert::{self, errno};
 use super::reply;
-use crate::node::replica::{DirItem, HandleNo, NodeNo, Replica};
+use crate::node::replica::{DirItem, Entry, HandleNo, NodeNo, Replica};
 use crate::units::ByteRange;
 use fuser::{
-    FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyLseek, ReplyOpen, ReplyWrite, Request,
+    FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
 };
 use rustix::io::{Errno, Result};
 use std::sync::Arc;
@@ -24,6 +24,72 @@ pub(super) struct Rest {
     /// Of the entry before the first of them.
     cursor: u64,
     items: std::vec::IntoIter<DirItem>,
+}
+
+/// An answer that lists a directory.
+pub(super) enum Listing {
+    /// READDIR: names and kinds.
+    Names(ReplyDirectory),
+    /// READDIRPLUS: attributes too, as if each entry had been looked up.
+    Attributes(ReplyDirectoryPlus),
+}
+
+impl Listing {
+    /// False where there is no room for it any more. A node that is gone is left out.
+    async fn add(&mut self, replica: &Replica, item: &DirItem) -> Result<bool> {
+        match self {
+            Listing::Names(reply) => {
+                let node = INodeNo(item.entry.node.0);
+                let kind = convert::file_type(item.entry.attr.kind);
+                Ok(!reply.add(node, item.cursor, kind, &item.name))
+            }
+            Listing::Attributes(reply) => {
+                // Those of when it was listed may be older than a store that has ended since, and the
+                // kernel would cut its pages to the size it is told.
+                let entry = match replica.cached_entry(item.entry.node) {
+                    Some(entry) => Ok(entry),
+                    None => replica.get_attr(item.entry.node).await,
+                };
+                match entry {
+                    Ok(entry) => Ok(add_entry(reply, replica, item, &entry)),
+                    Err(Errno::NOENT | Errno::STALE) => Ok(true),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    fn ok(self) {
+        match self {
+            Listing::Names(reply) => reply.ok(),
+            Listing::Attributes(reply) => reply.ok(),
+        }
+    }
+
+    fn error(self, error: Errno) {
+        match self {
+            Listing::Names(reply) => reply.error(errno(error)),
+            Listing::Attributes(reply) => reply.error(errno(error)),
+        }
+    }
+}
+
+/// Adds an entry with attributes. False where there is no room for it any more.
+fn add_entry(
+    reply: &mut ReplyDirectoryPlus,
+    replica: &Replica,
+    item: &DirItem,
+    entry: &Entry,
+) -> bool {
+    let (node, attr) = (INodeNo(entry.node.0), convert::file_attr(entry));
+    // One time for name and attributes, so the shorter one.
+    let ttl = reply::NAME_TTL.min(entry.ttl);
+    let generation = Generation(entry.generation);
+    let full = reply.add(node, item.cursor, &item.name, &ttl, &attr, generation);
+    if !full && item.name != "." && item.name != ".." {
+        replica.remember(entry.node);
+    }
+    !full
 }
 
 impl Adapter {
@@ -157,7 +223,7 @@ impl Adapter {
         });
     }
 
-    pub(super) fn read_directory(&self, handle: HandleNo, cursor: u64, reply: ReplyDirectory) {
+    pub(super) fn read_directory(&self, handle: HandleNo, cursor: u64, reply: Listing) {
         let rests = Arc::clone(&self.rests);
         let rest = rests.lock().remove(&handle);
         let replica = Arc::clone(&self.replica);
@@ -237,15 +303,18 @@ async fn fill(
     replica: &Replica,
     handle: HandleNo,
     mut rest: Rest,
-    mut reply: ReplyDirectory,
+    mut reply: Listing,
 ) -> Option<Rest> {
     let mut any = false;
     loop {
         while let Some(item) = rest.items.as_slice().first() {
-            let (node, kind) = (INodeNo(item.entry.node.0), item.entry.attr.kind);
-            if reply.add(node, item.cursor, convert::file_type(kind), &item.name) {
-                reply.ok();
-                return Some(rest);
+            match reply.add(replica, item).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    reply.ok();
+                    return Some(rest);
+                }
+                Err(error) => return end_early(any, reply, error),
             }
             any = true;
             rest.cursor = item.cursor;
@@ -254,14 +323,18 @@ async fn fill(
         match replica.read_dir(handle, rest.cursor).await {
             Ok(items) if items.is_empty() => break,
             Ok(items) => rest.items = items.into_iter(),
-            // What there is already is given; the kernel meets the error when it comes again.
-            Err(_) if any => break,
-            Err(error) => {
-                reply.error(errno(error));
-                return None;
-            }
+            Err(error) => return end_early(any, reply, error),
         }
     }
     reply.ok();
+    None
+}
+
+/// What there is already is given; the kernel meets the error when it comes again.
+fn end_early(any: bool, reply: Listing, error: Errno) -> Option<Rest> {
+    match any {
+        true => reply.ok(),
+        false => reply.error(error),
+    }
     None
 }

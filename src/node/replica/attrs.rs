@@ -151,6 +151,14 @@ impl Replica {
         .await
     }
 
+    /// Attributes, if they can be told without asking or pushing.
+    pub fn cached_entry(&self, node: NodeNo) -> Option<Entry> {
+        let node = self.shared.nodes.get(node).ok()?;
+        let attr = node.cached_attr()?;
+        let valid = self.shared.link.lease_is_valid();
+        valid.then(|| self.shared.entry(&node, &attr))
+    }
+
     async fn ask_attr(&self, node: &Arc<Node>) -> Result<Attr> {
         let handle = self.shared.remote_handle(node).await;
         let at_node = if handle.is_some() {
