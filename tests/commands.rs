@@ -1,5 +1,6 @@
-//! The commands as a person or mount(8) uses them: status, pull, flush, forget, mount of a store of this
-//! machine, mount.memfs, SIGTERM, manual pages and completions.
+//! The commands: what they do, what they say, and with which exit code. Mounting, and all that ends a mount,
+//! is in `mounting.rs`; `key` and what `serve` says of keys in `keys.rs`; what goes wrong on the way in
+//! `failures.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,78 +11,90 @@
 mod common;
 
 use common::hands::Hands;
-use common::{Home, Mount, Serve, bash, complaint, mounts_below, noise, output, run, signal};
-use common::{is_root, skip, wait_until};
-use rustix::process::Signal;
+use common::{Home, Mount, Serve, bash, complaint, has, noise, output, run, wait_until};
 use serde_json::Value;
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
 
-/// What status tells of one file.
-#[track_caller]
-fn region(mount: &Mount, path: &str) -> Value {
-    let status = mount.status();
-    let regions = status["regions"].as_array().unwrap();
-    let found = regions.iter().find(|region| region["path"] == path);
-    found
-        .unwrap_or_else(|| panic!("no {path} in {status}"))
-        .clone()
+/// Names in an object, sorted.
+fn keys(object: &Value) -> Vec<&str> {
+    let names = object.as_object().unwrap().keys();
+    let mut names: Vec<_> = names.map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The same command with a terminal for its output, which is then copied to where its own would go.
+fn on_a_terminal(command: &Command) -> Command {
+    let mut script = Command::new("script");
+    script.args([
+        "-qec",
+        &format!("stty cols 100; env {command:?}"),
+        "/dev/null",
+    ]);
+    script
+}
+
+/// Starts a command and reads what it prints until there is enough.
+fn read_until(command: &mut Command, enough: impl Fn(&str) -> bool) -> (Child, String) {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdout, mut text) = (child.stdout.take().unwrap(), String::new());
+    while !enough(&text) {
+        let mut bytes = [0; 4096];
+        let len = stdout.read(&mut bytes).unwrap();
+        assert!(len > 0, "no more came: {text:?}");
+        text += &String::from_utf8_lossy(&bytes[..len]);
+    }
+    (child, text)
 }
 
 #[test]
-fn pull_flush_and_forget() {
+fn status_tells_what_is_here() {
     let home = Home::new();
     let served = home.folder("served");
-    fs::create_dir(served.join("dir")).unwrap();
-    for name in ["dir/a", "dir/b"] {
-        fs::write(served.join(name), noise(5 << 20, 1)).unwrap();
-    }
+    fs::write(served.join("file"), noise(3 << 20, 1)).unwrap();
     let serve = Serve::start(&home, &served);
-    let options = ["--pull", "demand", "--push-interval", "1h"];
-    let mount = Mount::with(&home, &serve.source(), "mnt", &options);
-    let Some(mut hands) = Hands::new("pull_flush_and_forget") else {
-        return;
-    };
-    let whole = 5 << 20;
-    hands.make(&format!(
-        "f = os.open({:?}, os.O_RDWR)",
-        mount.path("dir/a")
-    ));
-    hands.make("m = mmap.mmap(f, 0)");
-    hands.make("m[0]");
-    let before = region(&mount, "dir/a");
+    let mount = Mount::with(&home, &serve.source(), "mnt", &["--pull", "demand"]);
+    let held = File::open(mount.path("file")).unwrap();
+    assert_eq!(fs::read(mount.path("file")).unwrap(), noise(3 << 20, 1));
+    let status = mount.status();
+    let all = "link mountpoint pid pulled_bytes pushed_bytes read_only regions rtt_us server source version waiting";
+    assert_eq!(keys(&status).join(" "), all);
+    assert_eq!(status["mountpoint"], mount.point().to_str().unwrap());
+    assert_eq!(status["source"], serve.source());
+    assert_eq!(status["server"], serve.address);
+    assert_eq!(status["pid"], mount.pid());
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["link"], "up");
+    assert_eq!(status["read_only"], false);
+    assert!(status["pulled_bytes"].as_u64().unwrap() >= 3 << 20);
+    let region = mount.region("file");
+    let all = "dirty_bytes in_flight_bytes opens path present_bytes size";
+    assert_eq!(keys(&region).join(" "), all);
+    assert_eq!(region["size"], 3 << 20);
+    assert_eq!(region["present_bytes"], 3 << 20);
     assert_eq!(
-        (&before["size"], &before["opens"]),
-        (&whole.into(), &1.into())
+        (&region["dirty_bytes"], &region["opens"]),
+        (&0.into(), &1.into())
     );
+    drop(held);
+
+    // From below a mount point: the same one, in words. Elsewhere there is none.
+    let text = run(home.memfs(["status"]).arg(mount.path("file")));
+    for word in [
+        &*serve.source(),
+        &serve.address,
+        "read-write",
+        "up",
+        "pulled",
+    ] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    let said = complaint(home.memfs(["status"]).arg(&served), 1);
     assert!(
-        before["present_bytes"].as_u64().unwrap() < whole,
-        "{before}"
-    );
-
-    run(home.memfs(["pull", "--wait"]).arg(mount.path("dir")));
-    assert_eq!(region(&mount, "dir/a")["present_bytes"], whole);
-    assert_eq!(region(&mount, "dir/b")["present_bytes"], whole);
-
-    // Neither by itself within the hour, nor by closing, but by being asked.
-    hands.make("m[4321] = 99");
-    let there = || fs::read(served.join("dir/a")).unwrap()[4321];
-    let old = there();
-    assert_eq!(old, noise(5 << 20, 1)[4321]);
-    run(home.memfs(["flush"]).arg(mount.path("dir/a")));
-    assert_eq!(there(), 99);
-
-    run(home.memfs(["forget"]).arg(mount.path("dir/b")));
-    assert_eq!(region(&mount, "dir/b")["present_bytes"], 0);
-    let pulled = || mount.status()["pulled_bytes"].as_u64().unwrap();
-    let before = pulled();
-    assert!(fs::read(mount.path("dir/b")).unwrap() == noise(5 << 20, 1));
-    assert!(pulled() >= before + whole);
-
-    let said = complaint(home.memfs(["pull"]).arg(&served), 1);
-    assert!(
-        said.contains("served") && said.lines().count() == 1,
+        said.contains("served") && said.contains("not on a memfs mount"),
         "{said}"
     );
 }
@@ -92,198 +105,242 @@ fn status_tells_of_all_mounts() {
     let serve = Serve::start(&home, home.folder("served"));
     let mounts = ["a", "b"].map(|name| Mount::start(&home, &serve, name));
     let all: Value = serde_json::from_str(&run(&mut home.memfs(["status", "--json"]))).unwrap();
+    let text = run(&mut home.memfs(["status"]));
     for mount in &mounts {
-        let is_it = |told: &&Value| told["mountpoint"] == mount.point().to_str().unwrap();
-        let told = all.as_array().unwrap().iter().find(is_it);
-        let told = told.unwrap_or_else(|| panic!("{all}"));
-        assert_eq!(told["server"], serve.address);
-        assert_eq!(told["link"], "up");
-        let text = run(home.memfs(["status"]).arg(mount.point()));
-        assert!(
-            text.contains(&serve.address) && text.contains("up"),
-            "{text}"
+        let point = mount.point().to_str().unwrap();
+        let told = all.as_array().unwrap().iter();
+        assert_eq!(
+            told.filter(|told| told["mountpoint"] == point).count(),
+            1,
+            "{all}"
         );
+        assert!(text.contains(&format!(" on {point} (")), "{text}");
     }
-    let said = complaint(home.memfs(["status"]).arg(home.path("logs")), 1);
-    assert!(said.contains("logs"), "{said}");
-}
-
-#[test]
-fn a_store_of_this_machine() {
-    let home = Home::new();
-    let data = home.folder("data");
-    fs::write(data.join("file"), "content").unwrap();
-    let mount = Mount::with(&home, data.to_str().unwrap(), "mnt", &[]);
-    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content");
-    fs::write(mount.path("new"), "new").unwrap();
-    mount.unmount();
-    assert_eq!(fs::read_to_string(data.join("new")).unwrap(), "new");
-    let mount = Mount::with(&home, "mem://?size=1M", "mnt", &[]);
-    fs::write(mount.path("file"), "in memory").unwrap();
-    assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "in memory");
-    mount.unmount();
-}
-
-#[test]
-fn a_part_of_what_is_served() {
-    let home = Home::new();
-    let served = home.folder("served");
-    fs::create_dir_all(served.join("a/b")).unwrap();
-    fs::write(served.join("a/b/inner"), "inner").unwrap();
-    std::os::unix::fs::symlink("../..", served.join("a/b/up")).unwrap();
-    let serve = Serve::start(&home, &served);
-    let mount = Mount::with(&home, &format!("{}a/b", serve.source()), "mnt", &[]);
-    assert_eq!(fs::read_to_string(mount.path("inner")).unwrap(), "inner");
-    // A link out of it leads to where it leads on this machine.
-    assert_eq!(
-        fs::read_link(mount.path("up")).unwrap().to_str(),
-        Some("../..")
-    );
-    let sneaky = format!("{}a/../a", serve.source());
-    let point = home.folder("other");
-    let said = complaint(&mut Mount::command(&home, &sneaky, &point, &[]), 2);
-    assert!(said.contains(".."), "{said}");
-}
-
-#[test]
-fn sigterm_unmounts() {
-    let home = Home::new();
-    let served = home.folder("served");
-    let serve = Serve::start(&home, &served);
-    let options = ["--push-interval", "1h"];
-    let mount = Mount::with(&home, &serve.source(), "mnt", &options);
-    let Some(mut hands) = Hands::new("sigterm_unmounts") else {
-        return;
-    };
-    hands.make(&format!(
-        "f = os.open({:?}, os.O_RDWR|os.O_CREAT)",
-        mount.path("file")
-    ));
-    hands.make("os.ftruncate(f, 8192)");
-    hands.make("m = mmap.mmap(f, 0)");
-    hands.make("m[5000] = 77");
-    hands.make("(m.close(), os.close(f))");
-    let pid = mount.pid();
-    let point = mount.leave();
-    signal(pid, Signal::TERM);
-    wait_until("it is unmounted", || mounts_below(&point).is_empty());
-    assert_eq!(fs::read(served.join("file")).unwrap()[5000], 77);
-}
-
-#[test]
-fn in_the_foreground() {
-    let home = Home::new();
-    let serve = Serve::start(&home, home.folder("served"));
-    let point = home.folder("mnt");
-    let mut command = Mount::command(&home, &serve.source(), &point, &["--foreground"]);
-    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
-    wait_until("it is mounted", || !mounts_below(&point).is_empty());
-    fs::write(point.join("file"), "content").unwrap();
-    assert!(child.try_wait().unwrap().is_none());
-    run(home.memfs(["umount"]).arg(&point));
-    assert!(child.wait().unwrap().success());
-    assert!(mounts_below(&point).is_empty());
-}
-
-#[test]
-fn as_mount_helper() {
-    let home = Home::new();
-    let served = home.folder("served");
-    fs::write(served.join("file"), "content").unwrap();
-    let serve = Serve::start(&home, &served);
-    let point = home.folder("mnt");
-    let helper = home.path("mount.memfs");
-    std::os::unix::fs::symlink(home.program(), &helper).unwrap();
-    // As mount(8) calls it: source, mount point, options.
-    let memfs = home.memfs([""; 0]);
-    let mut mount = Command::new(&helper);
-    mount.envs(
-        memfs
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    let cache = home.path("cache");
-    let options = format!("ro,nosuid,_netdev,soft=30,cache={}", cache.display());
-    mount.arg(serve.source()).arg(&point).args(["-o", &options]);
-    let mounted = output(&mut mount);
-    assert!(mounted.status.success(), "{mounted:?}");
-    assert_eq!(fs::read_to_string(point.join("file")).unwrap(), "content");
-    let refused = fs::write(point.join("new"), "").unwrap_err();
-    assert_eq!(refused.raw_os_error(), Some(30)); // EROFS
-    run(home.memfs(["umount"]).arg(&point));
-    // And the exit code of mount(8) for a mount that failed.
-    let mut wrong = Command::new(&helper);
-    wrong.arg("memfs://127.0.0.1:1/").arg(home.path("nowhere"));
-    assert_eq!(output(&mut wrong).status.code(), Some(32));
-}
-
-#[test]
-fn umount_of_the_system() {
-    if !is_root() {
-        return skip("umount_of_the_system", "only root may call umount(8) on it");
-    }
-    let home = Home::new();
-    let served = home.folder("served");
-    let serve = Serve::start(&home, &served);
-    let mount = Mount::start(&home, &serve, "mnt");
-    fs::write(mount.path("file"), "content").unwrap();
-    let pid = mount.pid();
-    run(Command::new("umount").arg(mount.leave()));
-    wait_until("its process has ended", || {
-        !fs::exists(format!("/proc/{pid}")).unwrap()
-    });
-    assert_eq!(fs::read_to_string(served.join("file")).unwrap(), "content");
 }
 
 #[test]
 fn status_again_and_again() {
+    let test = "status_again_and_again";
     let home = Home::new();
     let serve = Serve::start(&home, home.folder("served"));
     let mount = Mount::start(&home, &serve, "mnt");
-    let mut watch = home.memfs(["status", "--json", "--watch"]);
-    let mut child = watch
-        .arg(mount.point())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for line in lines.take(2) {
-        let told: Value = serde_json::from_str(&line.unwrap()).unwrap();
+    let watch = |options: &[&str]| {
+        let mut watch = home.memfs(["status", "--watch"]);
+        watch.args(options).arg(mount.point());
+        watch
+    };
+    let two_lines = |text: &str| text.matches('\n').count() >= 2;
+    let (mut child, text) = read_until(&mut watch(&["--json"]), two_lines);
+    for line in text.lines().take(2) {
+        let told: Value = serde_json::from_str(line).unwrap();
         assert_eq!(told["link"], "up");
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    // It ends when nobody reads any more.
+    assert!(child.wait().unwrap().success());
+
+    // The second time there are rates; and without a terminal there is no screen to clear.
+    let (mut child, text) = read_until(&mut watch(&[]), |text| text.contains("/s)"));
+    assert!(child.wait().unwrap().success());
+    assert!(!text.contains('\x1b'), "{text}");
+    if has(test, "script") {
+        let twice = |text: &str| text.matches("\x1b[2J").count() == 2;
+        let (mut child, _) = read_until(&mut on_a_terminal(&watch(&[])), twice);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
 
 #[test]
-fn manual_pages_and_completions() {
+fn pull_brings_files_whole_and_forget_drops_them() {
     let home = Home::new();
-    let pages = home.path("man1");
-    run(home.memfs(["man"]).arg(&pages));
-    for page in [
-        "memfs.1",
-        "memfs-mount.1",
-        "memfs-serve.1",
-        "memfs-status.1",
-    ] {
-        let text = fs::read_to_string(pages.join(page)).unwrap();
-        assert!(text.contains(".TH"), "{page}");
+    let served = home.folder("served");
+    let folder = home.folder("served/folder/below");
+    for n in 0..5 {
+        fs::write(folder.join(n.to_string()), noise(1_000_000, n)).unwrap();
     }
-    for shell in ["bash", "zsh", "fish"] {
-        let text = run(&mut home.memfs(["completions", shell]));
-        assert!(text.contains("umount"), "{shell}");
-        fs::write(home.path(shell), text).unwrap();
-    }
-    bash(&home.path(""), "bash -n bash");
-    let help = run(&mut home.memfs(["--help"]));
-    for command in [
-        "mount", "serve", "umount", "status", "pull", "flush", "forget", "key",
-    ] {
-        assert!(help.contains(command), "{help}");
+    fs::write(served.join("empty"), "").unwrap();
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::with(&home, &serve.source(), "mnt", &["--pull", "demand"]);
+    let pulled = || mount.status()["pulled_bytes"].as_u64().unwrap();
+    let present = || mount.region("folder/below/3")["present_bytes"].clone();
+    // Held open, so that it is listed.
+    let held = File::open(mount.path("folder/below/3")).unwrap();
+    assert_eq!(present(), 0);
+    run(home.memfs(["pull", "--wait"]).arg(mount.point()));
+    assert!(pulled() >= 5_000_000);
+    assert_eq!(present(), 1_000_000);
+
+    run(home.memfs(["forget"]).arg(mount.path("folder")));
+    assert_eq!(present(), 0);
+    let before = pulled();
+    let read = fs::read(mount.path("folder/below/3")).unwrap();
+    assert!(read == noise(1_000_000, 3) && pulled() >= before + 1_000_000);
+    run(home.memfs(["forget"]).arg(mount.path("folder/below/3")));
+    run(home.memfs(["pull"]).arg(mount.path("folder/below/3")));
+    wait_until("it is here", || present() == 1_000_000);
+    drop(held);
+    // One that is not there does not keep the others from being pulled.
+    let mut pull = home.memfs(["pull", "--wait"]);
+    pull.args([mount.path("none"), mount.path("folder")]);
+    let said = complaint(&mut pull, 1);
+    assert!(said.contains("none") && said.lines().count() == 1, "{said}");
+    let said = complaint(home.memfs(["pull"]).arg(&served), 1);
+    assert!(
+        said.contains("served") && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal_only() {
+    let test = "progress_is_shown_on_a_terminal_only";
+    let home = Home::new();
+    let served = home.folder("served");
+    fs::write(served.join("file"), noise(32 << 20, 1)).unwrap();
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::with(&home, &serve.source(), "mnt", &["--pull", "demand"]);
+    let mut pull = home.memfs(["pull", "--wait"]);
+    pull.arg(mount.path("file"));
+    let told = output(&mut pull);
+    assert!(
+        told.status.success() && told.stdout.is_empty() && told.stderr.is_empty(),
+        "{told:?}"
+    );
+    run(home.memfs(["forget"]).arg(mount.path("file")));
+    if has(test, "script") {
+        let told = run(&mut on_a_terminal(&pull));
         assert!(
-            pages.join(format!("memfs-{command}.1")).exists(),
-            "{command}"
+            told.contains("pulling [") && told.contains("MiB"),
+            "{told:?}"
         );
     }
-    assert_eq!(run(&mut home.memfs(["--version"])).trim(), "memfs 0.1.0");
+}
+
+#[test]
+fn flush_sends_what_was_stored_through_a_mapping() {
+    let test = "flush_sends_what_was_stored_through_a_mapping";
+    let Some(mut hands) = Hands::new(test) else {
+        return;
+    };
+    let home = Home::new();
+    let served = home.folder("served");
+    fs::write(served.join("file"), vec![b'.'; 8192]).unwrap();
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::with(&home, &serve.source(), "mnt", &["--push-interval", "1h"]);
+    let there = || fs::read(served.join("file")).unwrap()[5000..5003].to_owned();
+    hands.make(&format!("f = os.open({:?}, os.O_RDWR)", mount.path("file")));
+    hands.make("m = mmap.mmap(f, 8192)");
+    for (new, path) in [
+        ("all", mount.point().to_owned()),
+        ("one", mount.path("file")),
+    ] {
+        let before = there();
+        hands.make(&format!("m[5000:5003] = b'{new}'"));
+        assert_eq!(there(), before); // neither by itself within the hour, nor by being looked at
+        run(home.memfs(["flush"]).arg(path));
+        assert_eq!(there(), new.as_bytes());
+    }
+    hands.make("(m.close(), os.close(f))");
+}
+
+#[test]
+fn bad_values_are_named_with_what_is_allowed() {
+    let home = Home::new();
+    for (line, words) in [
+        ("nothing", &["nothing"][..]),
+        ("mount a", &["MOUNTPOINT"]),
+        ("mount --bogus a b", &["--bogus"]),
+        ("mount -o bogus=1 a b", &["bogus=1", "no such option"]),
+        (
+            "mount --push-interval x a b",
+            &["--push-interval", "'x'", "seconds", "ms"],
+        ),
+        (
+            "mount -o push_interval=x a b",
+            &["push-interval", "'x'", "seconds", "ms"],
+        ),
+        (
+            "mount --soft 0 a b",
+            &["--soft", "'0'", "more than nothing"],
+        ),
+        ("mount --soft 1 --hard a b", &["--soft", "--hard"]),
+        (
+            "mount --cache-size -1 a b",
+            &["--cache-size", "'-1'", "bytes", "G"],
+        ),
+        (
+            "mount --pull x a b",
+            &["--pull", "'x'", "background, demand"],
+        ),
+        ("mount --offline x a b", &["--offline", "'x'", "wait"]),
+        ("mount --idmap x a b", &["--idmap", "'x'", "none, user"]),
+        ("mount --uid me a b", &["--uid", "'me'", "number from 0"]),
+        ("mount --gid -1 a b", &["--gid", "'-1'", "number from 0"]),
+        (
+            "mount --server-key x memfs://h/ b",
+            &["--server-key", "'x'", "SHA256:"],
+        ),
+        ("mount memfs://h:x/ b", &["memfs://h:x/", "port", "65535"]),
+        ("mount memfs://h/a/../b b", &["a/../b", "plain path"]),
+        ("mount tape://x b", &["tape://", "directory or mem://"]),
+        (
+            "serve --listen here /",
+            &["--listen", "'here'", "0.0.0.0:4433"],
+        ),
+        ("serve mem://?size=x", &["'x' is not a size", "bytes"]),
+        ("serve tape://x", &["tape://", "directory or mem://"]),
+        ("umount", &["MOUNTPOINT"]),
+        ("pull", &["PATH"]),
+        ("status --jsno", &["--jsno"]),
+        ("key authorize xx", &["'xx'", "memfs-ed25519 BASE64"]),
+        ("completions x", &["'x'", "bash, elvish, fish"]),
+    ] {
+        let said = complaint(&mut home.memfs(line.split(' ')), 2);
+        assert!(
+            said.starts_with("memfs: ") && said.lines().count() == 1,
+            "{line}: {said}"
+        );
+        for word in words {
+            assert!(said.contains(word), "{line}: no {word} in: {said}");
+        }
+    }
+}
+
+#[test]
+fn help_version_man_pages_and_completions() {
+    let home = Home::new();
+    let version = run(&mut home.memfs(["--version"]));
+    assert_eq!(version.trim(), concat!("memfs ", env!("CARGO_PKG_VERSION")));
+    let help = run(&mut home.memfs(["--help"]));
+    assert!(
+        help.contains("Examples:") && help.contains("memfs mount host:"),
+        "{help}"
+    );
+    let pages = home.path("man");
+    run(home.memfs(["man"]).arg(&pages));
+    assert!(
+        fs::read_to_string(pages.join("memfs.1"))
+            .unwrap()
+            .contains(".TH")
+    );
+    let commands = "mount serve umount status pull flush forget key completions man";
+    for command in commands.split(' ') {
+        assert!(
+            help.contains(&format!("\n  {command} ")),
+            "{command} in {help}"
+        );
+        run(&mut home.memfs([command, "--help"]));
+        let page = fs::read_to_string(pages.join(format!("memfs-{command}.1"))).unwrap();
+        assert!(page.contains(".TH"), "{command}");
+    }
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(&mut home.memfs(["completions", shell]));
+        assert!(script.contains("umount"), "{shell}");
+        fs::write(home.path(shell), script).unwrap();
+    }
+    bash(&home.path(""), "bash -n bash");
+    // A reader that goes away is no reason to complain.
+    let script = format!("{:?} completions bash | head -1", home.program());
+    let output = output(Command::new("sh").args(["-c", &script]));
+    assert!(output.stderr.is_empty(), "{output:?}");
 }

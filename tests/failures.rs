@@ -136,26 +136,6 @@ fn a_busy_mount_is_not_unmounted() {
 }
 
 #[test]
-fn wrong_arguments() {
-    let home = Home::new();
-    for (line, word) in [
-        ("mount --push-interval x a b", "--push-interval"),
-        ("mount a", "MOUNTPOINT"),
-        ("nothing", "nothing"),
-        ("serve --listen here /", "--listen"),
-        ("umount", "MOUNTPOINT"),
-        ("serve mem://?size=x", "'x' is not a size"),
-        ("serve tape://x", "there is no tape://"),
-    ] {
-        let said = complaint(&mut home.memfs(line.split(' ')), 2);
-        assert!(
-            said.contains(word) && said.lines().count() == 1,
-            "{line}: {said}"
-        );
-    }
-}
-
-#[test]
 fn a_served_directory_that_vanishes() {
     let home = Home::new();
     let served = home.folder("served");

@@ -92,7 +92,7 @@ fn pjdfstest() {
     if !is_root() {
         return skip("pjdfstest", "it needs root");
     }
-    if !has("pjdfstest", "pjdfstest") {
+    if !has("pjdfstest", "pjdfstest") || !has("pjdfstest", "unshare") {
         return;
     }
     // The suite becomes other users as well.
@@ -101,25 +101,36 @@ fn pjdfstest() {
         Err(why) => return skip("pjdfstest", &why),
     };
     fs::set_permissions(home.folder("mnt"), Permissions::from_mode(0o755)).unwrap();
+    let helpers = home.mount_helpers();
     let serve = Serve::start(&home, home.folder("served"));
     let options = ["--allow-other", "-o", "suid,dev"];
     let mount = Mount::with(&home, &serve.source(), "mnt", &options);
-    let config =
-        "features = { posix_fallocate = {}, rename_ctime = {}, utime_now = {}, utimensat = {} }
-        settings = { naptime = 0.02, allow_remount = true }
-        dummy_auth = { entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]] }";
-    fs::write(home.path("pjdfstest.toml"), config).unwrap();
-    let mut suite = Command::new("pjdfstest");
-    suite.arg("-c").arg(home.path("pjdfstest.toml"));
-    suite.args(["-s", "/dev/shm", "-p"]).arg(mount.point());
-    let output = output(&mut suite);
-    let said = String::from_utf8_lossy(&output.stdout);
+    let suite = |remounts: bool, pattern: &str| -> String {
+        let config = format!(
+            "features = {{ posix_fallocate = {{}}, rename_ctime = {{}}, utime_now = {{}}, utimensat = {{}} }}
+            settings = {{ naptime = 0.02, allow_remount = {remounts} }}
+            dummy_auth = {{ entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]] }}"
+        );
+        let file = home.path("pjdfstest.toml");
+        fs::write(&file, config).unwrap();
+        // Where the mount(8) that the suite calls for remounts finds us.
+        let sbin = "mount --bind \"$0\" \"$(readlink -f /sbin)\" && exec pjdfstest \"$@\"";
+        let mut suite = Command::new("unshare");
+        suite.args(["--mount", "sh", "-c", sbin]).arg(&helpers);
+        suite.arg("-c").arg(file).arg("-p").arg(mount.point());
+        let output = output(suite.args(["-s", "/dev/shm", pattern]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    // What remounts runs by itself: other tests of the suite leave files open in its process, and then
+    // nothing can become read-only.
+    let said = suite(true, "erofs") + &suite(false, "");
 
     let with = |result: &str| -> BTreeSet<String> {
         let lines = said.lines().filter_map(|line| line.strip_suffix(result));
         lines.map(|name| name.trim().to_owned()).collect()
     };
     let (passed, failed, skipped) = (with(" ok"), with(" FAILED"), with(" skipped"));
+    let skipped = &skipped - &passed;
     assert!(passed.len() > 300, "only {} passed: {said}", passed.len());
     let failed = &failed | &skipped;
     let expected = expected_failures();

@@ -28,6 +28,9 @@ use std::process::ExitCode;
 /// What was typed is wrong.
 const EXIT_USAGE: u8 = 2;
 
+/// What `mount(8)` calls us as: for a new mount, and for one whose type is in `/proc/mounts`.
+const MOUNT_HELPER_NAMES: [&str; 2] = ["mount.memfs", "mount.fuse.memfs"];
+
 const EXAMPLES: &str = "\
 Examples:
   memfs mount host:/srv/data /mnt            a directory of another machine, over your own ssh
@@ -69,7 +72,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().map(Path::new).and_then(Path::file_name);
-    if called == Some(OsStr::new("mount.memfs")) {
+    if called.is_some_and(|name| MOUNT_HELPER_NAMES.iter().any(|helper| name == *helper)) {
         return mount::run_as_helper(args.split_off(1));
     }
     if called == Some(OsStr::new(HELPER_NAME)) {
@@ -164,9 +167,15 @@ fn one_line(error: &clap::Error) -> String {
 
 /// Prints a result. A reader that went away is no error.
 fn print(text: impl Display) {
+    let _ = try_print(text);
+}
+
+/// Prints a result, and tells whether somebody still reads.
+fn try_print(text: impl Display) -> std::io::Result<()> {
     use std::io::Write as _;
     let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
 }
 
 #[cfg(test)]

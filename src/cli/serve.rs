@@ -26,7 +26,7 @@ const ONCE_IDLE_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to listen (UDP); without it port 4433 on all addresses
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// Refuse changes
     #[arg(long)]
@@ -43,6 +43,11 @@ pub struct Args {
     /// What to serve: a directory, or mem://?size=SIZE
     #[arg(value_name = "STORE", value_parser = OsStringValueParser::new().try_map(StoreName::parse))]
     store: StoreName,
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, &'static str> {
+    let address = text.parse();
+    address.map_err(|_| "give an address and a port, as 0.0.0.0:4433 or [::1]:4433")
 }
 
 /// Runs the command.
@@ -134,15 +139,24 @@ impl StoreName {
     }
 }
 
-/// The store of this name.
+/// Whether a store can have this name.
 ///
 /// # Errors
 /// One line that names it and what is allowed.
+pub fn check_store_name(name: &str) -> Result<(), String> {
+    named(name).map(drop)
+}
+
+/// The store of this name.
+///
+/// # Errors
+/// As [`check_store_name`]; where it cannot be opened.
 pub fn open_store(name: &str) -> Result<Arc<dyn Store>, String> {
-    let parsed = StoreName::parse(name.into());
-    parsed
-        .map_err(|why| format!("'{name}' is not a store: {why}"))?
-        .open()
+    named(name)?.open()
+}
+
+fn named(name: &str) -> Result<StoreName, String> {
+    StoreName::parse(name.into()).map_err(|why| format!("'{name}' is not a store: {why}"))
 }
 
 /// Listens where the arguments say.

@@ -1,12 +1,12 @@
 //! `memfs status`: what is here, what is on its way.
 
 use super::control::{Client, Event, MountStatus, Request, find};
-use super::{complain, fail, print};
+use super::{complain, fail, try_print};
 use crate::frontend::fuse::mounts::{self, Mount};
 use crate::node::replica::{LinkState, RegionStatus};
 use crate::units::format_size;
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -42,10 +42,13 @@ pub fn run(args: &Args) -> ExitCode {
         };
         let now = Instant::now();
         let (statuses, well) = ask(&mounts);
-        match args.json {
-            false if mounts.is_empty() && !args.watch => complain("nothing is mounted"),
+        let shown = match args.json {
+            false if mounts.is_empty() && !args.watch => {
+                complain("nothing is mounted");
+                Ok(())
+            }
             true => match json(args, &statuses) {
-                Ok(json) => print(json),
+                Ok(json) => try_print(json),
                 Err(error) => return fail(error),
             },
             false => show(
@@ -53,8 +56,9 @@ pub fn run(args: &Args) -> ExitCode {
                 &statuses,
                 before.as_ref().map(|(at, old)| (now - *at, &old[..])),
             ),
-        }
-        if !args.watch {
+        };
+        // With nobody to read there is nothing to watch for.
+        if !args.watch || shown.is_err() {
             return if well {
                 ExitCode::SUCCESS
             } else {
@@ -104,7 +108,11 @@ fn ask(mounts: &[Mount]) -> (Vec<MountStatus>, bool) {
     (statuses, well)
 }
 
-fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[MountStatus])>) {
+fn show(
+    args: &Args,
+    statuses: &[MountStatus],
+    before: Option<(Duration, &[MountStatus])>,
+) -> io::Result<()> {
     let mut text = String::new();
     if args.watch && std::io::stdout().is_terminal() {
         text.push_str(CLEAR);
@@ -117,8 +125,9 @@ fn show(args: &Args, statuses: &[MountStatus], before: Option<(Duration, &[Mount
         // Writing to a string does not fail.
         let _ = describe(&mut text, status, args.all, old);
     }
-    if !text.is_empty() {
-        print(text.trim_end());
+    match text.is_empty() {
+        true => Ok(()),
+        false => try_print(text.trim_end()),
     }
 }
 

@@ -115,7 +115,7 @@ pub enum KeyError {
     },
     /// Nobody knows where the user's files are.
     #[error(
-        "neither XDG_CONFIG_HOME nor HOME is set to an absolute path: \
+        "XDG_CONFIG_HOME and HOME are not set to absolute paths, and this user has no home: \
          set one of them, or say which files to use"
     )]
     NoHome,
@@ -246,12 +246,12 @@ impl Identity {
 
 /// The user's own file of this name.
 pub(super) fn config_file(name: &str) -> Result<PathBuf, KeyError> {
-    let absolute = |variable| {
-        let path = PathBuf::from(std::env::var_os(variable)?);
-        path.is_absolute().then_some(path)
-    };
-    let config = absolute("XDG_CONFIG_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".config")))
+    let absolute = |path: &PathBuf| path.is_absolute();
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    // mount(8) and service managers do not set HOME; it is then what passwd(5) says.
+    let config = config
+        .filter(absolute)
+        .or_else(|| Some(std::env::home_dir().filter(absolute)?.join(".config")))
         .ok_or(KeyError::NoHome)?;
     Ok(config.join("memfs").join(name))
 }

@@ -142,7 +142,7 @@ pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Processes whose arguments or environment name a folder, other than this one.
-fn processes_of(folder: &Path) -> Vec<u32> {
+pub fn processes_of(folder: &Path) -> Vec<u32> {
     let needle = folder.as_os_str().as_encoded_bytes();
     let names_it = |path: PathBuf| {
         let bytes = fs::read(path).unwrap_or_default(); // it may just have ended
@@ -268,6 +268,15 @@ impl Home {
     /// The memfs that it runs.
     pub fn program(&self) -> &Path {
         &self.program
+    }
+
+    /// A folder with the links that `mount(8)` looks for in `/sbin`.
+    pub fn mount_helpers(&self) -> PathBuf {
+        let folder = self.folder("sbin");
+        for name in ["mount.memfs", "mount.fuse.memfs"] {
+            std::os::unix::fs::symlink(&self.program, folder.join(name)).unwrap();
+        }
+        folder
     }
 
     /// memfs, with this home.
@@ -503,6 +512,17 @@ impl<'a> Mount<'a> {
         let mut command = self.home.memfs(["status", "--json"]);
         let text = run(command.arg(&self.point));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// What it tells of one file.
+    #[track_caller]
+    pub fn region(&self, path: &str) -> serde_json::Value {
+        let status = self.status();
+        let mut regions = status["regions"].as_array().unwrap().iter();
+        let found = regions.find(|region| region["path"] == path);
+        found
+            .unwrap_or_else(|| panic!("no {path} in {status}"))
+            .clone()
     }
 
     /// Unmounts as a user would; everything is pushed before.

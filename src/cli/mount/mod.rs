@@ -16,13 +16,14 @@ mod plan;
 mod source;
 
 use super::{EXIT_USAGE, complain, log};
-use crate::frontend::fuse::Helper;
+use crate::frontend::fuse::mounts::{self, Mount};
+use crate::frontend::fuse::{self, Helper, Mounting};
 use crate::sys;
 use clap::Parser;
-use options::Settings;
+use options::{KernelFlags, Settings};
 use plan::Plan;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -109,6 +110,16 @@ pub fn run_as_helper(args: Vec<OsString>) -> ExitCode {
     if args.fake {
         return ExitCode::SUCCESS;
     }
+    let mut listed = args.options.iter().flat_map(|list| list.split(','));
+    if listed.any(|option| option == "remount") {
+        return match remount(&args.mountpoint, &args.options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(error);
+                ExitCode::from(EXIT_MOUNT)
+            }
+        };
+    }
     let verbose = args.verbose;
     let args = Args {
         source: args.source,
@@ -118,6 +129,31 @@ pub fn run_as_helper(args: Vec<OsString>) -> ExitCode {
         settings: Settings::default(),
     };
     mount(args, verbose, [EXIT_MOUNT_USAGE, EXIT_MOUNT])
+}
+
+/// `mount -o remount,…`: ro, suid, dev, exec and their opposites, which the kernel sees to. `mount(8)` repeats
+/// all the other options; they stay as they are.
+fn remount(mountpoint: &Path, options: &[String]) -> Result<(), String> {
+    let place = mountpoint.display();
+    let mountpoint = mountpoint
+        .canonicalize()
+        .map_err(|error| format!("{place}: {error}"))?;
+    let there = mounts::read().map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
+    let on_top = there.iter().rfind(|mount| mount.mountpoint == mountpoint);
+    if !on_top.is_some_and(Mount::is_memfs) {
+        return Err(format!("{place} is not a memfs mount"));
+    }
+    let flags = KernelFlags::among(options);
+    fuse::remount(&Mounting {
+        mountpoint,
+        source: String::new(),
+        read_only: flags.read_only,
+        allow_other: false,
+        suid: flags.suid,
+        dev: flags.dev,
+        exec: flags.exec,
+    })
+    .map_err(|error| format!("{place}: {error}"))
 }
 
 /// With the exit codes for a wrong call and for a mount that failed.

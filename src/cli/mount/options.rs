@@ -18,10 +18,10 @@ pub struct Settings {
     #[arg(long)]
     pub allow_other: bool,
     /// Show what belongs to the serving user as this user's
-    #[arg(long, value_name = "UID")]
+    #[arg(long, value_name = "UID", value_parser = parse_id, allow_negative_numbers = true)]
     pub uid: Option<u32>,
     /// Show what belongs to the serving user's group as this group's
-    #[arg(long, value_name = "GID")]
+    #[arg(long, value_name = "GID", value_parser = parse_id, allow_negative_numbers = true)]
     pub gid: Option<u32>,
     /// Whose files are whose: 'user' shows the serving user's files as yours, 'none' all as they are there
     ///
@@ -34,16 +34,16 @@ pub struct Settings {
     #[arg(long, value_name = "DIR|memory")]
     pub cache: Option<PathBuf>,
     /// Bring no more in the background once copies take this much
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
     pub cache_size: Option<u64>,
     /// What is stored through a mapping leaves within this time
-    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_negative_numbers = true)]
     pub push_interval: Option<Duration>,
     /// Bring the rest of what was touched in the background, or only what is asked for
     #[arg(long, value_name = "HOW")]
     pub pull: Option<Pull>,
     /// Fail with EIO what the other side does not answer within this time
-    #[arg(long, value_name = "TIME", value_parser = parse_interval, conflicts_with = "hard")]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_negative_numbers = true, conflicts_with = "hard")]
     pub soft: Option<Duration>,
     /// Wait for the other side for as long as it takes (so it is without --soft)
     #[arg(long)]
@@ -117,9 +117,17 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What only the kernel is told.
+fn parse_id(text: &str) -> Result<u32, &'static str> {
+    // The last one stands for none.
+    let id = text.parse().ok().filter(|id| *id != u32::MAX);
+    id.ok_or("give a number from 0 to 4294967294, as 'id' tells it")
+}
+
+/// What the kernel is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelFlags {
+    /// Refuse changes.
+    pub read_only: bool,
     /// Honour set-uid bits.
     pub suid: bool,
     /// Honour device nodes.
@@ -131,6 +139,7 @@ pub struct KernelFlags {
 impl Default for KernelFlags {
     fn default() -> KernelFlags {
         KernelFlags {
+            read_only: false,
             suid: false,
             dev: false,
             exec: true,
@@ -138,9 +147,35 @@ impl Default for KernelFlags {
     }
 }
 
+impl KernelFlags {
+    /// The flags in `-o` lists, whatever else is there.
+    pub fn among(lists: &[String]) -> KernelFlags {
+        let mut flags = KernelFlags::default();
+        for option in lists.iter().flat_map(|list| list.split(',')) {
+            flags.take(option);
+        }
+        flags
+    }
+
+    /// Takes over an option, if it is one of these.
+    fn take(&mut self, option: &str) -> bool {
+        match option {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "suid" => self.suid = true,
+            "nosuid" => self.suid = false,
+            "dev" => self.dev = true,
+            "nodev" => self.dev = false,
+            "exec" => self.exec = true,
+            "noexec" => self.exec = false,
+            _ => return false,
+        }
+        true
+    }
+}
+
 /// Names that mean something to `mount(8)`, to fstab or to others, and nothing to us.
-const IGNORED: [&str; 28] = [
-    "rw",
+const IGNORED: [&str; 27] = [
     "defaults",
     "async",
     "atime",
@@ -177,19 +212,11 @@ impl Settings {
     /// One line that names the option.
     pub fn with_lists(self, lists: &[String]) -> Result<(Settings, KernelFlags), String> {
         let mut flags = KernelFlags::default();
-        let mut read_only = false;
         let mut long = Vec::new();
         for option in lists.iter().flat_map(|list| list.split(',')) {
             match option {
                 "" => {}
-                "ro" => read_only = true,
-                "rw" => read_only = false,
-                "suid" => flags.suid = true,
-                "nosuid" => flags.suid = false,
-                "dev" => flags.dev = true,
-                "nodev" => flags.dev = false,
-                "exec" => flags.exec = true,
-                "noexec" => flags.exec = false,
+                flag if flags.take(flag) => {}
                 ignored if IGNORED.contains(&ignored) => {}
                 comment if comment.starts_with("x-") || comment.starts_with("comment=") => {}
                 option => long.push(long_option(option)?),
@@ -200,7 +227,7 @@ impl Settings {
             format!("-o {}: {told}", lists.join(","))
         })?;
         let mut settings = self.or(listed.settings);
-        settings.read_only |= read_only;
+        settings.read_only |= flags.read_only;
         if settings.soft.is_some() && settings.hard {
             return Err("'soft' and 'hard' contradict each other: give one of them".into());
         }

@@ -4,6 +4,7 @@ use super::Args;
 use super::link::Target;
 use super::options::{IdMap, KernelFlags, Pull, Settings};
 use super::source::Source;
+use crate::cli::serve::check_store_name;
 use crate::frontend::fuse::{Mounting, mounts};
 use crate::node::replica::ReplicaOptions;
 use crate::transport::ssh::split_command;
@@ -43,6 +44,9 @@ impl Plan {
     pub fn new(args: Args) -> Result<Plan, String> {
         let (mut settings, flags) = args.settings.with_lists(&args.options)?;
         let source = Source::parse(&args.source)?;
+        if let Source::Store(name) = &source {
+            check_store_name(name)?;
+        }
         let ssh = split_command(settings.ssh.as_deref().unwrap_or("ssh"))
             .map_err(|why| format!("--ssh: {why}"))?;
         if let Some(key) = settings

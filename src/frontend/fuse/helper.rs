@@ -141,6 +141,7 @@ pub fn help() -> io::Result<()> {
     // Out of the reach of terminals and service managers: it ends when it is not needed any more.
     sys::ignore_end_signals();
     rustix::process::setsid()?;
+    rustix::thread::set_name(c"memfs-writeback")?;
     let death = ParentDeath::watch()?;
     let socket = rustix::stdio::stdin();
     let (mut mount, mut death) = (None, Some(death));

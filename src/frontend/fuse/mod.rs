@@ -36,7 +36,7 @@ pub mod mounts;
 mod reply;
 
 pub use helper::{HELPER_NAME, Helper, help};
-pub use mount::{Mounting, unmount};
+pub use mount::{Mounting, remount, unmount};
 
 use crate::node::replica::Replica;
 use adapter::Adapter;

@@ -75,20 +75,36 @@ fn mount_directly(how: &Mounting) -> rustix::io::Result<OwnedFd> {
         rustix::process::getgid().as_raw(),
         if how.allow_other { ",allow_other" } else { "" },
     );
-    let mut flags = MountFlags::empty();
-    flags.set(MountFlags::RDONLY, how.read_only);
-    flags.set(MountFlags::NOSUID, !how.suid);
-    flags.set(MountFlags::NODEV, !how.dev);
-    flags.set(MountFlags::NOEXEC, !how.exec);
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(
         how.source.as_str(),
         &how.mountpoint,
         format!("fuse.{}", super::SUBTYPE),
-        flags,
+        flags(how),
         options.as_c_str(),
     )?;
     Ok(fd)
+}
+
+fn flags(how: &Mounting) -> MountFlags {
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, how.read_only);
+    flags.set(MountFlags::NOSUID, !how.suid);
+    flags.set(MountFlags::NODEV, !how.dev);
+    flags.set(MountFlags::NOEXEC, !how.exec);
+    flags
+}
+
+/// Changes the flags of a mount: all but its source and who is let in.
+///
+/// # Errors
+/// As `mount(2)`: `EBUSY` where it is to become read-only and a file is open for writing.
+pub fn remount(how: &Mounting) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(
+        &how.mountpoint,
+        flags(how),
+        c"",
+    )?)
 }
 
 /// `fusermount3` mounts and sends the descriptor over a socket, which is its standard input here.
