@@ -1,7 +1,8 @@
 //! Pulls: bytes of a region, in frames.
 //!
-//! Holes are found by asking the store where data begins, and are sent as zero frames without being read. The
-//! store is read some frames ahead of the connection; how far is bounded for each session, separately for
+//! Holes are found by asking the store where data begins, and are sent as zero frames without being read. Where
+//! data ends is not asked: some file systems walk over every page up to there (tmpfs, to the end of a file
+//! without holes). A hole behind data is read as zeroes, up to a batch of it. The store is read some frames ahead of the connection; how far is bounded for each session, separately for
 //! pulls that somebody waits for, so that those never wait for the others.
 
 use super::connection::Attached;
@@ -39,7 +40,7 @@ struct Reader {
     handle: Arc<Handle>,
     at: u64,
     end: u64,
-    /// Where the data at `at` ends; `at` or less if that is not known.
+    /// Up to here it is read without looking for holes.
     data_until: u64,
 }
 
@@ -191,13 +192,7 @@ impl Reader {
             found => found?.clamp(self.at, self.end),
         };
         self.zeroes(data, pieces);
-        if self.at < self.end {
-            let hole = match self.file().next_hole(self.at) {
-                Err(Errno::NXIO) => self.end,
-                found => found?,
-            };
-            self.data_until = hole.clamp(self.at + 1, self.end);
-        }
+        self.data_until = self.end.min(self.at + BATCH_BYTES);
         Ok(())
     }
 
