@@ -150,14 +150,35 @@ impl Session {
         }
     }
 
-    /// Lets go of everything that holds resources.
-    fn release(&self) {
-        let handles = std::mem::take(&mut *self.handles.write());
-        drop(handles);
-        let observed = std::mem::take(&mut *self.observed.lock());
-        observed
-            .into_iter()
-            .for_each(|dir| self.tree.unobserve(dir));
+    /// Takes away everything that holds resources. Only after locks were given back is it let go of.
+    fn take_held(&self) -> Held {
+        Held {
+            _handles: std::mem::take(&mut *self.handles.write()),
+            observed: std::mem::take(&mut *self.observed.lock()),
+            tree: self.tree.clone(),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // A request may have come late.
+        drop(self.take_held());
+    }
+}
+
+/// What a session held: let go of when dropped, which asks the store.
+struct Held {
+    _handles: HashMap<HandleId, Arc<Handle>>,
+    observed: HashSet<FileId>,
+    tree: Arc<Tree>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for dir in &self.observed {
+            self.tree.unobserve(*dir);
+        }
     }
 }
 
@@ -206,6 +227,7 @@ impl Sessions {
         connection: &quinn::Connection,
         coherence: &Coherence,
     ) -> Result<Attachment, Refusal> {
+        let mut evicted = None;
         let mut table = self.table.lock();
         let session = match table.get(&hello.client) {
             Some(session) if session.key != key => return Err(Refusal::Client),
@@ -214,7 +236,7 @@ impl Sessions {
             }
             Some(session) => session.clone(),
             None => {
-                self.make_room(&mut table, coherence)?;
+                evicted = self.make_room(&mut table, coherence)?;
                 let session = Arc::new(Session::new(hello, key, tree));
                 table.insert(hello.client, session.clone());
                 self.counts.send_modify(|(begun, _)| *begun += 1);
@@ -234,28 +256,27 @@ impl Sessions {
             generation: link.generation,
             session: session.clone(),
         };
+        // One that begins anew opens its files anew. Its answers stay: a request that was applied and
+        // comes again must not be applied twice.
+        let held = (!attachment.resumed).then(|| session.take_held());
         drop(link);
         drop(table);
-        if !attachment.resumed {
-            // It opens its files anew. Its answers stay: a request that was applied and comes again must
-            // not be applied twice.
-            session.release();
-        }
+        drop((evicted, held));
         Ok(attachment)
     }
 
     /// A new session is allowed only where there is room, at worst that of one whose replica has been away
-    /// for longer than its lease.
+    /// for longer than its lease: that one is returned.
     fn make_room(
         &self,
         table: &mut HashMap<ClientId, Arc<Session>>,
         coherence: &Coherence,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Arc<Session>>, Refusal> {
         if self.clients_max == 1 && self.counts.borrow().0 > 0 {
             return Err(Refusal::Full);
         }
         if table.len() < self.clients_max {
-            return Ok(());
+            return Ok(None);
         }
         let away = |session: &Arc<Session>| {
             let link = session.link.lock();
@@ -264,10 +285,8 @@ impl Sessions {
         };
         let longest = table.values().filter_map(|s| Some((away(s)?, s.client)));
         let (_, client) = longest.max().ok_or(Refusal::Full)?;
-        if let Some(session) = table.remove(&client) {
-            self.ended(&session, coherence);
-        }
-        Ok(())
+        self.ended(client, coherence);
+        Ok(table.remove(&client))
     }
 
     /// A connection is gone. False if another one has taken its place.
@@ -293,14 +312,15 @@ impl Sessions {
         let current = table.get(&session.client);
         if current.is_some_and(|current| Arc::ptr_eq(current, session)) {
             table.remove(&session.client);
-            self.ended(session, coherence);
+            self.ended(session.client, coherence);
+            drop(table);
+            drop(session.take_held());
         }
     }
 
-    /// A session was taken from the table.
-    fn ended(&self, session: &Session, coherence: &Coherence) {
-        coherence.gone(session.client);
-        session.release();
+    /// A session is taken from the table, which is locked.
+    fn ended(&self, client: ClientId, coherence: &Coherence) {
+        coherence.gone(client);
         self.counts.send_modify(|(_, ended)| *ended += 1);
     }
 
