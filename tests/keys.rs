@@ -144,10 +144,11 @@ fn what_is_wrong_with_keys_is_told() {
     let path = identity.to_str().unwrap();
     assert!(said.contains(path) && said.contains("chmod 600"), "{said}");
 
+    // Without HOME it is what passwd(5) says, which is tried out in `mounting.rs`.
     let mut homeless = memfs(config.path(), &["key"]);
     let output = homeless
         .env_remove("XDG_CONFIG_HOME")
-        .env_remove("HOME")
+        .env("HOME", "not/absolute")
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
