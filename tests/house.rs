@@ -135,9 +135,10 @@ fn exclusions(source: &Source) -> Vec<String> {
     complaints
 }
 
-/// `unsafe` stands only in src/sys/, and there always with its reason.
+/// `unsafe` stands only in src/sys/ and bench/src/sys/, and there always with its reason.
 fn unsafety(source: &Source) -> Vec<String> {
-    let inside = source.row().as_deref() == Some("sys");
+    let of_bench = source.path.starts_with("bench/src/sys/");
+    let inside = of_bench || source.row().as_deref() == Some("sys");
     let lines: Vec<&str> = source.text.lines().collect();
     let mut complaints = Vec::new();
     for line in unsafe_lines(source.tokens.clone()) {
@@ -426,12 +427,15 @@ fn unsafety_is_caught() {
     let block = "fn f() {\n    unsafe { g() }\n}";
     expect_lines(unsafety, "src/node/mod.rs", block, &[2]);
     expect_lines(unsafety, "src/sys/mod.rs", block, &[2]);
+    expect_lines(unsafety, "bench/src/link/mod.rs", block, &[2]);
+    expect_lines(unsafety, "bench/src/sys/tun.rs", block, &[2]);
     expect_lines(unsafety, "src/wire/mod.rs", "m! { unsafe { g() } }", &[1]);
     let reason_of_another =
         "fn f() {\n // SAFETY: g asks nothing.\n let x = 1;\n unsafe { g() }\n}";
     expect_lines(unsafety, "src/sys/mod.rs", reason_of_another, &[4]);
     let with_reason = "fn f() {\n // SAFETY: g asks nothing.\n let x =\n unsafe { g() };\n}";
     expect_lines(unsafety, "src/sys/mod.rs", with_reason, &[]);
+    expect_lines(unsafety, "bench/src/sys/tun.rs", with_reason, &[]);
     expect_lines(
         unsafety,
         "src/node/mod.rs",

@@ -91,6 +91,7 @@ pub fn sources() -> Vec<Source> {
     for source in &mut sources {
         let module = source.module().unwrap_or_default().join("/");
         source.test_only = source.path.starts_with("tests/")
+            || source.path.starts_with("bench/tests/")
             || test_only
                 .iter()
                 .any(|m| module == *m || module.starts_with(&format!("{m}/")));

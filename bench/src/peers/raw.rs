@@ -1,0 +1,35 @@
+//! The bare transfer, by this program on both sides.
+
+use super::memfs::identity;
+use super::{Session, ready};
+use crate::link::Side;
+use crate::process::{run_within, start};
+use std::time::Duration;
+
+/// Nothing that is measured takes longer.
+const TRANSFER_MAX: Duration = Duration::from_secs(180);
+
+pub fn serve(session: &Session) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = session.command(Side::Server, program);
+    command.args(["raw-serve", &session.address()]);
+    command.arg(identity(session.place.home));
+    let log = session.log("server");
+    let mut child = start(&mut command, &log)?;
+    ready(&mut child, &log, "memfs-bench: raw on").map(drop)
+}
+
+pub fn transfer(session: &Session, bytes: u64, write: bool) -> Result<f64, String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = session.command(Side::Client, program);
+    command.args(["raw", &session.address()]);
+    command
+        .arg(identity(session.place.home))
+        .arg(bytes.to_string());
+    if write {
+        command.arg("--write");
+    }
+    let printed = run_within(&mut command, &session.log("client"), TRANSFER_MAX)?;
+    let seconds = printed.lines().last().unwrap_or_default().trim().parse();
+    seconds.map_err(|_| format!("raw printed no seconds: {printed}"))
+}

@@ -1,0 +1,263 @@
+//! What is measured, each on a mount of its own that begins cold.
+//!
+//! | workload | what is done | what is measured |
+//! |---|---|---|
+//! | `read` | read(2) of 1 MiB from end to end, then the same again | MiB/s of both, processor time, memory |
+//! | `map` | reads of 64 KiB through a mapping | MiB/s |
+//! | `random`, `random8` | reads of 4 KiB through a mapping, MADV_RANDOM, by 1 and 8 threads | latency, faults/s |
+//! | `write` | write(2) of 1 MiB, then fsync | MiB/s, processor time |
+//! | `map-write` | stores of 64 KiB through a mapping, then msync | MiB/s |
+//! | `stores` | 4096 random stores of 4 KiB to present pages, then msync | seconds |
+//! | `mount` | mount, then the first page of a known path | milliseconds of both |
+//! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
+//! | `demand` | random faults while all else is brought in the background (memfs) | latency, MiB/s of the rest |
+//!
+//! What fio can do it does (the module `fio`); the rest is timed here.
+
+mod demand;
+mod fio;
+
+pub use demand::{TouchArgs, touch};
+
+use crate::peers::{How, Session, System};
+use fio::Job;
+use std::time::Duration;
+
+/// A name from [`crate::report::METRICS`] and its value.
+pub type Measure = (&'static str, f64);
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Workload {
+    /// Sequential read(2), twice
+    Read,
+    /// Sequential mapped read
+    Map,
+    /// Random mapped reads by one thread
+    Random,
+    /// Random mapped reads by eight threads
+    Random8,
+    /// Sequential write(2) and fsync
+    Write,
+    /// Sequential mapped write and msync
+    MapWrite,
+    /// Random mapped stores to what is present, and msync
+    Stores,
+    /// Mount and first page
+    Mount,
+    /// A second mount
+    Remount,
+    /// Faults beside a background pull
+    Demand,
+}
+
+impl Workload {
+    /// Why a system is left out of it, if it is.
+    pub fn leaves_out(self, system: System) -> Option<&'static str> {
+        use System::{Local, Memfs, Raw, Rclone};
+        match (self, system) {
+            (Workload::Demand, Memfs) => None,
+            (Workload::Demand, _) => Some("brings nothing in the background"),
+            (Workload::Read | Workload::Write, Raw) => None,
+            (_, Raw) => Some("mounts nothing"),
+            (Workload::Mount | Workload::Remount, Local) => Some("is no mount"),
+            (Workload::Write | Workload::MapWrite | Workload::Stores, Rclone) => {
+                Some("its fsync does not wait for the server")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bytes of it that `stores` and `remount` use.
+    pub region: u64,
+    /// A sequential run ends after so long, with what it has then.
+    pub sequential_max: Duration,
+    /// So long random reads go on.
+    pub random: Duration,
+    /// A number for chance.
+    pub seed: u64,
+}
+
+/// Random stores of `stores`.
+const STORES: u64 = 4096;
+
+/// Does it once.
+///
+/// # Errors
+/// One line, of the system or of a program that measures it.
+pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
+    match workload {
+        Workload::Read => read(session, extent),
+        Workload::Map => {
+            let mount = session.mount(How::default())?;
+            let speed = Job::read(&mount.file, extent).mapped().run(session)?.speed;
+            mount.unmount()?;
+            Ok(vec![("map", speed)])
+        }
+        Workload::Random => random(session, extent, 1),
+        Workload::Random8 => random(session, extent, 8),
+        Workload::Write => write(session, extent),
+        Workload::MapWrite => {
+            let mount = session.mount(How::default())?;
+            let speed = Job::write(&mount.file, extent).mapped().run(session)?.speed;
+            mount.unmount()?;
+            Ok(vec![("map-write", speed)])
+        }
+        Workload::Stores => stores(session, extent),
+        Workload::Mount => mount(session, extent),
+        Workload::Remount => remount(session, extent),
+        Workload::Demand => demand::run(session, extent),
+    }
+}
+
+/// Processor seconds for a GiB while something runs, on both sides.
+struct Effort([Option<f64>; 2]);
+
+impl Effort {
+    fn begin(session: &Session) -> Effort {
+        Effort([session.client.seconds(), session.server.seconds()])
+    }
+
+    fn end(self, session: &Session, bytes: f64, names: [&'static str; 2]) -> Vec<Measure> {
+        let now = Effort::begin(session).0;
+        let both = names.into_iter().zip(self.0.into_iter().zip(now));
+        let per_gib = |seconds: f64| seconds * f64::from(1 << 30) / bytes;
+        both.filter_map(|(name, (then, now))| Some((name, per_gib(now? - then?))))
+            .collect()
+    }
+}
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}
+
+fn read(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
+    let names = ["read-cpu-client", "read-cpu-server"];
+    if session.system == System::Raw {
+        let effort = Effort::begin(session);
+        let seconds = session.transfer(extent.bytes, false)?;
+        let bytes = extent.bytes as f64;
+        let mut measures = vec![("read", mib(bytes) / seconds)];
+        // The client has ended, its group still knows what it took.
+        measures.extend(effort.end(session, bytes, names));
+        return Ok(measures);
+    }
+    let mount = session.mount(How::default())?;
+    let effort = Effort::begin(session);
+    let first = Job::read(&mount.file, extent).run(session)?;
+    let mut measures = vec![("read", first.speed)];
+    if session.system != System::Local {
+        measures.extend(effort.end(session, first.bytes, names));
+        let peak = session.client.memory_peak();
+        measures.extend(peak.map(|peak| ("read-memory", mib(peak as f64))));
+    }
+    // What is present is what was read in time.
+    let present = Extent {
+        bytes: (first.bytes as u64) >> 20 << 20,
+        ..*extent
+    };
+    let again = Job::read(&mount.file, &present).run(session)?;
+    measures.push(("again", again.speed));
+    mount.unmount()?;
+    Ok(measures)
+}
+
+fn random(session: &Session, extent: &Extent, threads: u64) -> Result<Vec<Measure>, String> {
+    let how = How {
+        demand: true,
+        ..How::default()
+    };
+    let mount = session.mount(how)?;
+    let outcome = Job::random(&mount.file, extent, threads).run(session)?;
+    mount.unmount()?;
+    let [p50, p99, rate] = match threads {
+        1 => ["random-p50", "random-p99", "random-rate"],
+        _ => ["random8-p50", "random8-p99", "random8-rate"],
+    };
+    let (median, tail) = outcome.latency.ok_or("fio tells no latencies")?;
+    Ok(vec![(p50, median), (p99, tail), (rate, outcome.rate)])
+}
+
+fn write(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
+    let names = ["write-cpu-client", "write-cpu-server"];
+    let effort = Effort::begin(session);
+    if session.system == System::Raw {
+        let seconds = session.transfer(extent.bytes, true)?;
+        let bytes = extent.bytes as f64;
+        let mut measures = vec![("write", mib(bytes) / seconds)];
+        measures.extend(effort.end(session, bytes, names));
+        return Ok(measures);
+    }
+    let mount = session.mount(How::default())?;
+    let outcome = Job::write(&mount.file, extent).run(session)?;
+    let mut measures = vec![("write", outcome.speed)];
+    if session.system != System::Local {
+        measures.extend(effort.end(session, outcome.bytes, names));
+    }
+    mount.unmount()?;
+    Ok(measures)
+}
+
+fn stores(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
+    let region = Extent {
+        bytes: extent.region,
+        sequential_max: extent.sequential_max * 4, // all of it has to be present
+        ..*extent
+    };
+    let mount = session.mount(How::default())?;
+    let present = Job::read(&mount.file, &region).run(session)?;
+    if (present.bytes as u64) < region.bytes {
+        return Err("too slow to have its pages present in time".into());
+    }
+    let outcome = Job::stores(&mount.file, &region, STORES).run(session)?;
+    mount.unmount()?;
+    Ok(vec![("stores", outcome.seconds)])
+}
+
+fn mount(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
+    let mount = session.mount(How::default())?;
+    let mut measures = vec![("mount", mount.seconds * 1000.0)];
+    let seconds = demand::first_page(session, &mount.file, extent)?;
+    measures.push(("first-page", seconds * 1000.0));
+    mount.unmount()?;
+    Ok(measures)
+}
+
+fn remount(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
+    let region = Extent {
+        bytes: extent.region,
+        sequential_max: extent.sequential_max * 4,
+        ..*extent
+    };
+    let read = |how: How| -> Result<f64, String> {
+        let mount = session.mount(how)?;
+        let outcome = Job::read(&mount.file, &region).mapped().run(session)?;
+        mount.unmount()?;
+        match (outcome.bytes as u64) < region.bytes {
+            true => Err("too slow to read all of it in time".into()),
+            false => Ok(outcome.speed),
+        }
+    };
+    read(How::default())?;
+    let before = session.place.link.bytes_received()?;
+    let speed = read(How::default())?;
+    let came = session.place.link.bytes_received()?.saturating_sub(before);
+    let mut measures = vec![
+        ("remount", speed),
+        ("remount-share", 100.0 * came as f64 / region.bytes as f64),
+    ];
+    if session.system == System::Memfs {
+        let read_only = How {
+            read_only: true,
+            ..How::default()
+        };
+        measures.push(("remount-ro", read(read_only)?));
+    }
+    Ok(measures)
+}
