@@ -39,6 +39,19 @@ impl MappedFile {
         ))
     }
 
+    /// A file in a folder that nobody else can enter, made empty with mode 0600 if there is none.
+    ///
+    /// # Errors
+    /// From `open(2)`; where it is no regular file.
+    pub fn named(path: &Path) -> io::Result<MappedFile> {
+        let file = open_private(path)?;
+        let len = file.metadata()?.len();
+        Ok(MappedFile {
+            len,
+            ..Self::from_file(file)
+        })
+    }
+
     /// An empty file in memory.
     ///
     /// # Errors
@@ -145,6 +158,23 @@ impl MappedFile {
         Ok(self.file.metadata()?.blocks() * 512)
     }
 
+    /// The first bytes at or after `from` that are no hole: a start and an end. `None` if there are none, or
+    /// that cannot be told.
+    pub fn next_data(&self, from: u64) -> Option<(u64, u64)> {
+        use rustix::fs::SeekFrom;
+        let start = rustix::fs::seek(&self.file, SeekFrom::Data(from)).ok()?;
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).ok()?;
+        Some((start, end))
+    }
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// From `fdatasync(2)`.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Hands the bytes at `offset` to `deliver`, which should only pass them on to the kernel or copy
     /// them: another thread may be writing them, so what it sees may be half old and half new.
     ///
@@ -163,7 +193,8 @@ impl MappedFile {
         let mapping = self.mapping()?;
         // SAFETY: the range lies within the file by the check above and within the mapping, which
         // `set_len` replaces before the file outgrows it; the file cannot shrink meanwhile, because
-        // that takes `&mut self` (and the file has no name by which others could shrink it). The bytes
+        // that takes `&mut self` (and the file has no name by which others could shrink it, or one in a folder
+        // that only this user can enter: who cuts it off there gets this process a SIGBUS). The bytes
         // may change under the slice by `pwritev` on another thread; the contract above confines what
         // is done with them to copying, whose outcome is then unspecified bytes and nothing worse.
         let bytes =
@@ -186,6 +217,20 @@ impl MappedFile {
             Some(end) if end <= self.len => Ok(()),
             _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         }
+    }
+}
+
+/// Opens a regular file for reading and writing, made with mode 0600 if there is none.
+pub(super) fn open_private(path: &Path) -> io::Result<File> {
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "no regular file",
+        )),
     }
 }
 

@@ -5,6 +5,7 @@ mod daemon;
 mod fork;
 mod handle;
 mod mapped_file;
+mod mapped_words;
 mod parent;
 mod write_back;
 
@@ -12,5 +13,6 @@ pub use daemon::{Starting, detach};
 pub use fork::{Forked, close_standard_streams, fork, ignore_end_signals};
 pub use handle::file_handle;
 pub use mapped_file::MappedFile;
+pub use mapped_words::MappedWords;
 pub use parent::ParentDeath;
 pub use write_back::write_back;

@@ -187,6 +187,11 @@ impl Dialer {
         self.0.public
     }
 
+    /// The server's key, once there was a connection.
+    pub fn server(&self) -> Option<PublicKey> {
+        *self.0.trusted.lock()
+    }
+
     /// Why the server refused us, for where [`super::stream::is_unauthorized`] shows it did.
     pub fn unauthorized(&self) -> ConnectError {
         ConnectError::Unauthorized {

@@ -247,6 +247,17 @@ pub enum ReadRequest {
     },
     /// `Reply::StatFs`.
     StatFs,
+    /// `Reply::Done` if since `after` nobody but the client `by` has changed the content of a regular file, as
+    /// far as the authority knows; `ESTALE` if somebody has, or it does not know. For a mount that finds what
+    /// an earlier one of its machine had not pushed yet. Ticks are of one run of the authority only.
+    Only {
+        /// The file.
+        node: Node,
+        /// Of an answer to that client.
+        after: Tick,
+        /// The client.
+        by: ClientId,
+    },
 }
 
 /// A request that changes something.

@@ -38,7 +38,8 @@ variants! {
     Stale { Attributes, Bytes }
     Request { Read, Change }
     ReadRequest {
-        Lookup, GetAttr, ReadLink, ReadDir, Open, Close, Pull, Seek, GetXattr, ListXattr, StatFs
+        Lookup, GetAttr, ReadLink, ReadDir, Open, Close, Pull, Seek, GetXattr, ListXattr, StatFs,
+        Only
     }
     ChangeRequest {
         SetAttr, Make, Create, Link, Remove, Rename, SetXattr, RemoveXattr, Allocate, Push, Sync,
@@ -231,6 +232,11 @@ pub fn read_requests() -> Vec<ReadRequest> {
         },
         ReadRequest::ListXattr { node: node() },
         ReadRequest::StatFs,
+        ReadRequest::Only {
+            node: node(),
+            after: Tick(70_000),
+            by: ClientId(*b"0123456789abcdef"),
+        },
     ]
 }
 

@@ -6,7 +6,7 @@ use super::options::{IdMap, KernelFlags, Pull, Settings};
 use super::source::Source;
 use crate::cli::serve::check_store_name;
 use crate::frontend::fuse::{Mounting, mounts};
-use crate::node::replica::ReplicaOptions;
+use crate::node::replica::{ReplicaOptions, SourceName};
 use crate::transport::ssh::split_command;
 use crate::wire::{Caller, RelPath};
 use std::io;
@@ -144,6 +144,15 @@ impl Plan {
             subtree: match &self.source {
                 Source::Server { subtree, .. } => subtree.clone(),
                 Source::Ssh { .. } | Source::Store(_) => RelPath::root(),
+            },
+            source: match &self.source {
+                Source::Server { .. } => SourceName::Key,
+                Source::Ssh {
+                    destination,
+                    directory,
+                } => SourceName::Name(format!("{destination}:{directory}")),
+                Source::Store(store) if store.contains("://") => SourceName::Nothing,
+                Source::Store(directory) => SourceName::Name(directory.clone()),
             },
             cache: self.cache()?,
             cache_bytes_max: settings.cache_size.unwrap_or(default.cache_bytes_max),

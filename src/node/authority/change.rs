@@ -223,7 +223,14 @@ impl Attached {
             };
             let origin = Some(session.client);
             let told = changed.is_ok().then_some(known.id);
+            let writes = |(id, what): &(FileId, Stale)| {
+                *id == known.id && matches!(what, Stale::Bytes { .. })
+            };
+            let wrote = stale.iter().any(writes);
             let counted = service.coherence.change(origin, stale, told, mark);
+            if wrote {
+                known.wrote(origin, counted.at);
+            }
             let after = stat().inspect(|attr| known.learn(attr.stamp()));
             (counted, changed.and_then(|changed| Ok((changed, after?))))
         };

@@ -14,6 +14,7 @@
 //! *during* one of our changes to the same node cannot be told apart from it.
 
 use super::session::Handle;
+use crate::region::{ClientId, Tick};
 use crate::wire::{FileId, Stamp};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -39,6 +40,17 @@ struct Seen {
     stamps: Vec<Stamp>,
     /// The file as it was last opened.
     handle: Weak<Handle>,
+    writers: Option<Writers>,
+}
+
+/// Who has changed the content of a file, as far as one writer at a time goes.
+#[derive(Clone, Copy)]
+struct Writers {
+    /// All changes after this tick are `last`'s.
+    others_until: Tick,
+    /// The newest change.
+    newest: Tick,
+    last: Option<ClientId>,
 }
 
 impl Known {
@@ -71,6 +83,37 @@ impl Known {
         if seen.stamps.is_empty() {
             seen.stamps.push(stamp);
         }
+    }
+
+    /// From this tick on it is known who changes the content; earlier changes are somebody's.
+    pub fn watch_writers(&self, now: Tick) {
+        let writers = Writers {
+            others_until: now,
+            newest: now,
+            last: None,
+        };
+        self.seen.lock().writers.get_or_insert(writers);
+    }
+
+    /// A client, or somebody who is none, has changed the content at this tick.
+    pub fn wrote(&self, by: Option<ClientId>, at: Tick) {
+        if let Some(writers) = &mut self.seen.lock().writers {
+            if by.is_none() {
+                writers.others_until = at;
+            } else if writers.last != by {
+                writers.others_until = writers.newest;
+            }
+            (writers.last, writers.newest) = (by, writers.newest.max(at));
+        }
+    }
+
+    /// Whether surely nobody else has changed the content after that tick.
+    pub fn only_by(&self, by: ClientId, after: Tick) -> bool {
+        let writers = self.seen.lock().writers;
+        writers.is_some_and(|writers| {
+            let only = writers.last == Some(by) && writers.others_until <= after;
+            only || writers.newest <= after
+        })
     }
 
     /// The file was opened.
@@ -149,6 +192,31 @@ mod tests {
         assert!(known.knows(stamp(19)) && known.knows(stamp(12)) && !known.knows(stamp(11)));
         assert!(known.differs(stamp(11)) && known.differs(stamp(20)));
         assert!(nodes.find(id).is_some());
+    }
+
+    #[test]
+    fn it_is_known_who_was_alone() {
+        let nodes = Nodes::default();
+        let known = nodes.get(FileId {
+            dev: 1,
+            ino: 2,
+            born: 3,
+        });
+        let [a, b] = [1, 2].map(|id| ClientId([id; 16]));
+        assert!(!known.only_by(a, Tick(100)), "not watched");
+        known.watch_writers(Tick(10));
+        assert!(known.only_by(a, Tick(10)) && !known.only_by(a, Tick(9)));
+        known.wrote(Some(a), Tick(12));
+        known.wrote(Some(a), Tick(14));
+        assert!(known.only_by(a, Tick(10)) && !known.only_by(b, Tick(13)));
+        assert!(known.only_by(b, Tick(14)), "nothing has happened since");
+        known.wrote(Some(b), Tick(20));
+        assert!(!known.only_by(a, Tick(14)) && !known.only_by(b, Tick(13)));
+        assert!(known.only_by(b, Tick(14)));
+        known.wrote(None, Tick(30));
+        assert!(!known.only_by(b, Tick(20)) && known.only_by(b, Tick(30)));
+        known.wrote(Some(b), Tick(31));
+        assert!(known.only_by(b, Tick(30)) && !known.only_by(b, Tick(29)));
     }
 
     #[test]

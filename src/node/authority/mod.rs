@@ -249,6 +249,7 @@ impl Service {
             tracing::debug!(id = ?known.id, "changed by another program");
             self.coherence
                 .change_by_others([(known.id, everything(attr.kind))]);
+            known.wrote(None, self.coherence.mark().at);
         }
         known.learn(stamp);
     }

@@ -94,6 +94,7 @@ impl Service {
         tracing::debug!(id = ?now.id, "changed by another program");
         let what = (now.id, everything(now.kind));
         self.coherence.change_by_others([what]);
+        known.wrote(None, self.coherence.mark().at);
         known.learn(stamp);
     }
 

@@ -3,7 +3,7 @@
 use super::connection::Attached;
 use super::session::Handle;
 use super::{EPOCH, reply};
-use crate::region::Tick;
+use crate::region::{ClientId, Tick};
 use crate::store::{Errno, Result, StoreFile};
 use crate::units::REGION_BYTES_MAX;
 use crate::wire::{
@@ -58,6 +58,7 @@ impl Attached {
                 let found = service.blocking(|| self.store().stat_fs()).await;
                 reply(at, found.map(Answer::StatFs))
             }
+            ReadRequest::Only { node, after, by } => self.only(&node, after, by).await,
             // Has frames, so it is served elsewhere.
             ReadRequest::Pull { .. } => reply(Tick(0), Err(Errno::INVAL)),
         }
@@ -138,10 +139,27 @@ impl Attached {
         access: Access,
     ) -> Result<(HandleId, std::sync::Arc<Handle>)> {
         let node = self.service.nodes.get(id);
+        node.watch_writers(self.service.coherence.mark().at);
         if let Ok(_turn) = node.turn.try_lock() {
             self.service.look(&node, &file.attr()?);
         }
         self.session.keep(Handle { node, file, access })
+    }
+
+    async fn only(&self, node: &Node, after: Tick, by: ClientId) -> Reply {
+        let Some(known) = self.service.nodes.find(node.id) else {
+            return self.refuse(Errno::STALE);
+        };
+        let _turn = known.turn.lock().await;
+        let looked = self.service.brief(|| {
+            let attr = self.store().attr(node)?;
+            self.service.look(&known, &attr);
+            match known.only_by(by, after) {
+                true => Ok(Answer::Done),
+                false => Err(Errno::STALE),
+            }
+        });
+        reply(self.service.coherence.mark().at, looked.await)
     }
 
     fn seek(&self, handle: HandleId, offset: u64, data: bool) -> Reply {

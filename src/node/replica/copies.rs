@@ -7,11 +7,9 @@ use super::transfer::{self, Broken};
 use super::{HandleNo, Shared};
 use crate::region::{Epoch, ReplicaConfig, Tick};
 use crate::store::Result;
-use crate::sys::MappedFile;
 use crate::units::ByteRange;
 use crate::wire::{Access, Answer, Attr, HandleId, ReadRequest};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Bytes of background pulls of one region under way at once.
 const BACKGROUND_BYTES: u64 = 16 << 20;
@@ -19,7 +17,7 @@ const BACKGROUND_BYTES: u64 = 16 << 20;
 const PULL_BYTES: u64 = 1 << 20;
 /// How far a demand pull is widened ahead of a sequential reader.
 const READ_AHEAD_BYTES: u64 = 2 << 20;
-/// Closed regions whose copies are kept, at most.
+/// Closed regions whose state is kept, at most; with a cache on disk the copies of the others are kept there.
 const CLOSED_MAX: usize = 1024;
 impl Shared {
     /// The region of a file, made if there is none.
@@ -34,27 +32,27 @@ impl Shared {
         if let Some(region) = &*slot {
             return Ok(region.clone());
         }
-        let copy = match &self.options.cache {
-            Some(directory) => MappedFile::in_directory(directory),
-            None => MappedFile::in_memory(),
-        };
-        let copy = copy.map_err(super::region::io_errno)?;
         let config = ReplicaConfig {
             background: self.options.background,
             background_bytes_max: BACKGROUND_BYTES,
             pull_bytes_max: PULL_BYTES,
             read_ahead_bytes_max: READ_AHEAD_BYTES,
         };
-        let mut core = crate::region::Replica::new(attr.size, at, epoch, config);
+        let core = crate::region::Replica::new(attr.size, at, epoch, config);
+        let mut inner = self.new_inner(node, attr, at, core)?;
         let stale_until = node.stale_until();
         if stale_until > at {
             // The answer that told the size is older than a change that was announced meanwhile.
-            core.handle_invalidate(stale_until, ByteRange::new(0, u64::MAX), &mut Vec::new());
+            let whole = ByteRange::new(0, u64::MAX);
+            inner
+                .core
+                .handle_invalidate(stale_until, whole, &mut Vec::new());
         }
-        let region = Arc::new(Region::new(node.clone(), self, core, copy));
+        let region = Arc::new(Region::new(node.clone(), self, inner));
         *slot = Some(region.clone());
         drop(slot);
         self.regions.lock().insert(node.no, node.clone());
+        region.count_copy(self);
         Ok(region)
     }
 
@@ -158,11 +156,10 @@ impl Shared {
         handle
     }
 
-    /// Gives up copies of closed files, oldest first, while there are too many or they are too large.
+    /// Closes copies of closed files, oldest first, while there are too many.
     pub(super) fn give_up_copies(&self) {
         let mut regions = self.regions.lock();
-        let full = self.copy_bytes.load(Ordering::Relaxed) > self.options.cache_bytes_max;
-        if regions.len() <= CLOSED_MAX && !full {
+        if regions.len() <= CLOSED_MAX {
             return;
         }
         let mut idle: Vec<_> = (regions.values())
@@ -177,17 +174,8 @@ impl Shared {
             .collect();
         idle.sort_by_key(|(used, _)| *used);
         // A quarter at a time, so that this is not done for each file that is closed.
-        let surplus = if full {
-            idle.len()
-        } else {
-            idle.len().saturating_sub(CLOSED_MAX * 3 / 4)
-        };
+        let surplus = idle.len().saturating_sub(CLOSED_MAX * 3 / 4);
         for (_, node) in idle.into_iter().take(surplus) {
-            if full
-                && self.copy_bytes.load(Ordering::Relaxed) <= self.options.cache_bytes_max * 3 / 4
-            {
-                break;
-            }
             let mut slot = node.region.lock();
             if slot.as_ref().is_some_and(|region| !region.is_busy()) {
                 *slot = None;

@@ -34,6 +34,7 @@ pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<Lin
             }
             // Taken in by the link itself.
             LinkEvent::Event(AuthorityEvent::Renewed { .. }) => {}
+            LinkEvent::Renewed(renewal) => shared.settled(renewal),
             LinkEvent::LeaseLost => shared.revoke_kernel(),
             LinkEvent::Reattached(session, done) => {
                 shared.reattach(&session).await;

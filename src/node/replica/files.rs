@@ -162,6 +162,7 @@ impl Replica {
         };
         region.use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
         if write {
+            self.shared.mark_writing(&region);
             region.begin_writing().await;
         }
         self.shared.new_file(OpenFile {
@@ -191,6 +192,7 @@ impl Replica {
         self.shared.forget_if_unlinked(&file.node);
         self.shared.close_remote_if_idle(&file.region);
         self.shared.give_up_copies();
+        self.shared.make_room();
     }
 
     fn file(&self, handle: HandleNo) -> Result<Arc<OpenFile>> {

@@ -156,6 +156,13 @@ impl Keeper {
         }
     }
 
+    /// A renewal was answered, and so was all that was told before it.
+    async fn renewed(&self, sent: u64) {
+        self.link.renewed(sent);
+        // Nobody takes it any more: the next event finds out.
+        let _ = self.events.send(LinkEvent::Renewed(sent)).await;
+    }
+
     /// Runs the control stream until it ends; says why.
     async fn control(&mut self, attached: Attached) -> String {
         let Attached {
@@ -185,7 +192,7 @@ impl Keeper {
                 event = incoming.recv() => match event {
                     Some(Ok(Some(AuthorityEvent::Renewed { sent }))) => {
                         unanswered = None;
-                        self.link.renewed(sent);
+                        self.renewed(sent).await;
                         lease_was_valid = true;
                     }
                     Some(Ok(Some(event))) => {

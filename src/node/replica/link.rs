@@ -53,6 +53,8 @@ pub(super) enum LinkEvent {
     Event(AuthorityEvent),
     /// The lease has run out: the kernel's copies are to be dropped.
     LeaseLost,
+    /// This renewal of the lease was answered, and all that came before the answer has been reported.
+    Renewed(u64),
 }
 
 /// The link of one replica.
@@ -315,6 +317,14 @@ impl Link {
             let _ = tokio::time::timeout(patience, session.connection.closed()).await;
             session.connection.close(0u32.into(), b"goodbye");
         }
+    }
+
+    /// Asks for a renewal before it is due; its number.
+    pub fn renew_now(&self) -> u64 {
+        let mut sent = 0;
+        self.set_lease(|lease| sent = lease.handle_sent(Instant::now()));
+        self.send_event(ReplicaEvent::Renew { sent });
+        sent
     }
 
     /// The authority has answered a renewal.

@@ -6,7 +6,9 @@
 //! | `nodes` | the table of nodes, what is cached of them |
 //! | `names`, `attrs`, `files` | what a front end calls, by what it is about |
 //! | `region` | one region: core, local copy, who waits |
+//! | `inner` | what its lock guards |
 //! | `copies` | which regions and copies there are |
+//! | `cache` | copies that outlive the mount, and room for them |
 //! | `transfer` | pull and push tasks |
 //! | `unsynced` | what was pushed and may be lost again |
 //! | `events` | invalidations, and what follows a lost link |
@@ -21,9 +23,11 @@
 //! a `region` slot; a node's `state` last. None is held across an await, but for a region's `remote`.
 
 mod attrs;
+mod cache;
 mod copies;
 mod events;
 mod files;
+mod inner;
 mod keeper;
 mod kernel;
 mod link;
@@ -34,6 +38,7 @@ mod status;
 mod transfer;
 mod unsynced;
 
+pub use cache::conflicts::Conflict;
 pub use status::{LinkState, RegionStatus, Status};
 
 use crate::region::Tick;
@@ -44,10 +49,10 @@ use crate::wire::{Attr, Caller, Capabilities, RelPath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// A node's number on this mount, as `st_ino` shows it. [`ROOT`] is the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +65,17 @@ pub const ROOT: NodeNo = NodeNo(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleNo(pub u64);
 
+/// By what a source is known again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceName {
+    /// The server's key, which stays the same, and the root.
+    Key,
+    /// This name and the root: the server has another key each time.
+    Name(String),
+    /// It is a new one each time: copies end with the mount.
+    Nothing,
+}
+
 /// How a replica works.
 #[derive(Clone, Debug)]
 pub struct ReplicaOptions {
@@ -69,7 +85,9 @@ pub struct ReplicaOptions {
     pub subtree: RelPath,
     /// Where local copies are kept; `None`: in memory.
     pub cache: Option<PathBuf>,
-    /// Stop pulling in the background when local copies hold this many bytes.
+    /// By what the source is known again, so that its copies in `cache` can be.
+    pub source: SourceName,
+    /// Local copies take no more than this, in bytes, at least 8 MiB.
     pub cache_bytes_max: u64,
     /// Pull what nobody has asked for yet.
     pub background: bool,
@@ -89,6 +107,7 @@ impl Default for ReplicaOptions {
             read_only: false,
             subtree: RelPath::root(),
             cache: None,
+            source: SourceName::Key,
             cache_bytes_max: 16 << 30,
             background: true,
             push_interval: Duration::from_secs(1),
@@ -163,8 +182,15 @@ pub(crate) struct Shared {
     generation: AtomicU64,
     /// Dirty bytes of all regions.
     dirty_bytes: watch::Sender<u64>,
-    /// Bytes of all local copies.
+    /// Copies that outlive this mount.
+    cache: Option<cache::Cache>,
+    /// What is to be recorded of them.
+    recording: Mutex<cache::take_up::Recording>,
+    bases_recorded: Notify,
+    /// Bytes of all local copies, also of those that nobody uses.
     copy_bytes: AtomicU64,
+    /// Copies are being given up.
+    making_room: AtomicBool,
     uses: AtomicU64,
     pulled_bytes: AtomicU64,
     pushed_bytes: AtomicU64,
@@ -188,6 +214,7 @@ impl Replica {
             node.adopt(root, Tick(0));
         }
         let interval = options.push_interval;
+        let cache = cache::open(&link, root, &options).await;
         let shared = Arc::new(Shared {
             link,
             options,
@@ -205,14 +232,21 @@ impl Replica {
             boot: AtomicU64::new(session.welcome.boot),
             generation: AtomicU64::new(session.generation),
             dirty_bytes: watch::Sender::new(0),
+            cache,
+            recording: Mutex::default(),
+            bases_recorded: Notify::new(),
             copy_bytes: AtomicU64::new(0),
+            making_room: AtomicBool::new(false),
             uses: AtomicU64::new(0),
             pulled_bytes: AtomicU64::new(0),
             pushed_bytes: AtomicU64::new(0),
         });
         tokio::spawn(events::take_in(Arc::downgrade(&shared), events));
         tokio::spawn(status::push_at_intervals(Arc::downgrade(&shared), interval));
-        Ok(Arc::new(Replica { shared }))
+        shared.look_through_cache();
+        let replica = Arc::new(Replica { shared });
+        replica.recover().await;
+        Ok(replica)
     }
 
     /// From here on there is a kernel to keep coherent. Once.
@@ -287,21 +321,15 @@ impl Shared {
 
     /// Whether a writer need not wait.
     fn has_room(&self) -> bool {
-        *self.dirty_bytes.borrow() < self.options.dirty_bytes_max
+        *self.dirty_bytes.borrow() < self.dirty_bytes_max()
     }
 
     async fn wait_for_room(&self) {
         let mut dirty = self.dirty_bytes.subscribe();
         // The sender lives in `self`: there is nothing to fail.
         let _ = dirty
-            .wait_for(|&dirty| dirty < self.options.dirty_bytes_max)
+            .wait_for(|&dirty| dirty < self.dirty_bytes_max())
             .await;
-    }
-
-    /// Whether what nobody has asked for may be pulled.
-    fn may_pull_ahead(&self) -> bool {
-        let copies = self.copy_bytes.load(Ordering::Relaxed);
-        self.options.background && copies < self.options.cache_bytes_max
     }
 
     /// Forgets nodes that nobody refers to, when there are many.

@@ -248,6 +248,7 @@ impl Replica {
             to_dir.forget_name(to);
             to_dir.touch();
             self.renamed((&from_dir, from, &moved), (&to_dir, to, &target), mode);
+            self.shared.record_paths();
             Ok(())
         })
         .await

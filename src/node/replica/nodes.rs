@@ -51,6 +51,8 @@ pub(super) struct NodeState {
     names: HashMap<Name, Option<NodeNo>>,
     /// What the content was like when the copy was last known to be good.
     pub content: Option<Content>,
+    /// As of when that was told; `None` if on the clock of an earlier session.
+    content_at: Option<Tick>,
 }
 
 /// As [`Stamp`], but the time of last change is left out where this replica, or an announced change of
@@ -100,6 +102,7 @@ impl Node {
                 xattrs: None,
                 names: HashMap::new(),
                 content: None,
+                content_at: None,
             }),
             region: Mutex::new(None),
         })
@@ -166,6 +169,7 @@ impl Node {
             .content
             .is_none_or(|content| content.matches(attr.stamp()));
         state.content = Some(Content::of(attr.stamp()));
+        state.content_at = Some(at);
         good
     }
 
@@ -176,7 +180,20 @@ impl Node {
         if at >= state.stale_until && state.attr.is_none_or(|(_, known)| known <= at) {
             state.attr = Some((*attr, at));
             state.content = Some(Content::of(attr.stamp()));
+            state.content_at = Some(at);
         }
+    }
+
+    /// What the content was like when the copy was last known to be good, and as of when.
+    pub fn content(&self) -> Option<(Stamp, Tick)> {
+        let state = self.state.lock();
+        let Content { size, mtime, ctime } = state.content?;
+        let stamp = Stamp {
+            size,
+            mtime,
+            ctime: ctime?,
+        };
+        Some((stamp, state.content_at?))
     }
 
     /// This replica is about to change, or has changed, attributes but not content.
@@ -214,6 +231,7 @@ impl Node {
         state.attr = None;
         state.xattrs = None;
         state.stale_until = Tick(0);
+        state.content_at = None;
         state.names.clear();
         self.seen.store(0, Ordering::Relaxed);
     }

@@ -10,16 +10,14 @@
 //! Readers share the lock and reply from the mapping while they hold it. Whatever changes the core ends with
 //! [`Region::drive`], which starts the pulls and pushes the core now asks for and wakes those it names.
 
+use super::inner::Inner;
 use super::nodes::Node;
-use super::unsynced::Unsynced;
 use super::{Shared, transfer};
-use crate::region::{Failure, FlushId, PullId, Push, Replica, WaiterId};
+use crate::region::{Failure, PullId, Push};
 use crate::store::{Errno, Result};
-use crate::sys::MappedFile;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
 use crate::wire::{Access, HandleId};
 use parking_lot::{RwLock, RwLockWriteGuard};
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -29,8 +27,6 @@ use tokio::sync::{Notify, oneshot};
 const PUSHES_MAX: usize = 4;
 /// Dirty bytes from which on a region is pushed without waiting for the push interval.
 const PUSH_EARLY_BYTES: u64 = 2 << 20;
-/// Room for reading and storing in local copies, so that no more of a large file is allotted than is used.
-const COPY_STEP_BYTES: u64 = 1 << 20;
 
 /// A region on this replica.
 pub(super) struct Region {
@@ -52,53 +48,12 @@ pub(super) struct Remote {
     pub generation: u64,
 }
 
-/// What the lock guards.
-pub(super) struct Inner {
-    pub core: Replica,
-    pub copy: MappedFile,
-    waiters: HashMap<WaiterId, oneshot::Sender<Result<()>>>,
-    flushes: HashMap<FlushId, oneshot::Sender<Result<()>>>,
-    /// Pushes are to be made now and not at the next interval.
-    push_now: bool,
-    /// Of the session that the core's pushes are meant for.
-    pub generation: u64,
-    /// Pushed, and not known to survive the authority's machine.
-    pub unsynced: Unsynced,
-    /// No push may begin: the size is being changed.
-    hold: u32,
-    pushes: usize,
-    pulls: usize,
-    /// Handles open on this mount, and those of them open for writing.
-    pub opens: u32,
-    pub writers: u32,
-    /// The kernel thread is putting pages: nobody may begin to write meanwhile.
-    pub putting: bool,
-    dirty_counted: u64,
-    allocated_counted: u64,
-}
-
 impl Region {
-    pub fn new(node: Arc<Node>, shared: &Arc<Shared>, core: Replica, copy: MappedFile) -> Region {
+    pub fn new(node: Arc<Node>, shared: &Arc<Shared>, inner: Inner) -> Region {
         Region {
             node,
             shared: Arc::downgrade(shared),
-            inner: RwLock::new(Inner {
-                core,
-                copy,
-                waiters: HashMap::new(),
-                flushes: HashMap::new(),
-                push_now: false,
-                generation: shared.generation.load(Ordering::Relaxed),
-                unsynced: Unsynced::default(),
-                hold: 0,
-                pushes: 0,
-                pulls: 0,
-                opens: 0,
-                writers: 0,
-                putting: false,
-                dirty_counted: 0,
-                allocated_counted: 0,
-            }),
+            inner: RwLock::new(inner),
             remote: tokio::sync::Mutex::new(None),
             changed: Notify::new(),
             last_used: AtomicU64::new(0),
@@ -153,6 +108,7 @@ impl Region {
         if range.end > inner.copy.len() {
             return None;
         }
+        inner.clock.note(range);
         Some(
             inner
                 .copy
@@ -200,13 +156,10 @@ impl Region {
         if !inner.core.is_storable(range) {
             return None;
         }
-        if let Err(errno) = inner.ensure_room(range.end) {
+        if let Err(errno) = inner.store(range, bytes) {
+            self.drive(inner);
             return Some(Err(errno));
         }
-        if let Err(error) = inner.copy.write_at(bytes, offset) {
-            return Some(Err(io_errno(error)));
-        }
-        inner.core.handle_stored(Instant::now(), range);
         if inner.core.dirty_pages() * PAGE_BYTES >= PUSH_EARLY_BYTES {
             inner.push_now = true;
         }
@@ -309,6 +262,7 @@ impl Region {
         });
         self.report_cut(cut);
         if let Some(shared) = self.shared.upgrade() {
+            self.count_copy(&shared);
             let dropped = dropped.iter().map(PageRange::bytes);
             for range in dropped.chain(zeroed) {
                 shared.queue(super::kernel::Job::DropPages(self.node.no, range));
@@ -330,6 +284,7 @@ impl Region {
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
+        inner.note_touched();
         while let Some((waiter, outcome)) = inner.core.poll_woken() {
             if let Some(sender) = inner.waiters.remove(&waiter) {
                 let _ = sender.send(outcome.map_err(failure_errno));
@@ -369,15 +324,15 @@ impl Region {
     }
 
     /// Counts what the copy takes on its disk anew.
-    pub fn count_copy(&self, shared: &Shared) {
+    pub fn count_copy(&self, shared: &Arc<Shared>) {
         let mut inner = self.inner.write();
-        let now = inner
-            .copy
-            .allocated_bytes()
-            .unwrap_or(inner.allocated_counted);
+        let now = inner.allocated_bytes();
         let before = std::mem::replace(&mut inner.allocated_counted, now);
+        let ahead = inner.opens > 0 && shared.may_pull_ahead();
+        inner.core.set_background(ahead);
         drop(inner);
         shared.count_copies(before, now);
+        shared.make_room();
     }
 }
 
@@ -387,6 +342,13 @@ impl Drop for Region {
             let inner = self.inner.get_mut();
             shared.count_copies(inner.allocated_counted, 0);
             shared.count_dirty(inner.dirty_counted, 0);
+            if let (Some(map), Some(cache)) = (&mut inner.map, &shared.cache) {
+                map.set_used(super::cache::seconds_now());
+                if inner.marked && !inner.is_pushing() {
+                    cache.unmark_writing(self.node.id);
+                }
+                shared.release_copy(cache, self.node.id, inner.allocated_bytes());
+            }
         }
     }
 }
@@ -398,150 +360,6 @@ impl Drop for PushHold {
     fn drop(&mut self) {
         self.0.update(|inner| inner.hold -= 1);
     }
-}
-
-impl Inner {
-    fn is_busy(&self) -> bool {
-        self.opens > 0 || self.core.dirty_pages() > 0 || self.pushes > 0 || self.pulls > 0
-    }
-
-    /// Makes the copy reach to `end`, by steps.
-    pub fn ensure_room(&mut self, end: u64) -> Result<()> {
-        if end > self.copy.len() {
-            let step = COPY_STEP_BYTES.max((end / 4) & !(COPY_STEP_BYTES - 1));
-            let stepped = end.checked_next_multiple_of(step).unwrap_or(end);
-            let len = stepped.min(self.core.size().max(end).next_multiple_of(PAGE_BYTES));
-            self.copy.set_len(len).map_err(io_errno)?;
-        }
-        Ok(())
-    }
-
-    /// Lands bytes of a pull: those of them that are wanted go into the copy. `pieces` are the bytes from
-    /// `range.start` on.
-    pub fn land(
-        &mut self,
-        pull: PullId,
-        at: crate::region::Tick,
-        range: ByteRange,
-        pieces: &[bytes::Bytes],
-        wanted: &mut Vec<ByteRange>,
-    ) -> Result<()> {
-        wanted.clear();
-        self.ensure_room(range.end)?;
-        self.core.handle_landing(pull, at, range, wanted);
-        for &part in wanted.iter() {
-            let slices = slices_of(pieces, part.start - range.start, part.len());
-            if let Err(error) = self.copy.write_pieces_at(&slices, part.start) {
-                self.drop_clean(range);
-                return Err(io_errno(error));
-            }
-        }
-        Ok(())
-    }
-
-    /// Lands zeroes.
-    pub fn land_zeroes(
-        &mut self,
-        pull: PullId,
-        at: crate::region::Tick,
-        range: ByteRange,
-        wanted: &mut Vec<ByteRange>,
-    ) -> Result<()> {
-        wanted.clear();
-        self.core.handle_zeroes(pull, at, range, wanted);
-        for &part in wanted.iter() {
-            // Past the copy's end there is nothing but a hole to come.
-            if let Err(errno) = self.punch_bytes(part) {
-                self.drop_clean(range);
-                return Err(errno);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the authority's handle of it is needed: a program has it open, or something is dirty.
-    pub fn is_open(&self) -> bool {
-        self.opens > 0 || self.core.dirty_pages() > 0
-    }
-
-    /// Whether stores are on their way, or still to go.
-    pub fn is_pushing(&self) -> bool {
-        self.pushes > 0 || self.core.dirty_pages() > 0
-    }
-
-    /// The authority's size, from an answer made at `at`. What lies past a smaller one reads as zeroes
-    /// should the region grow again.
-    pub fn adopt_size(&mut self, at: crate::region::Tick, size: u64) -> Result<()> {
-        let mut zeroed = Vec::new();
-        self.core.handle_size(at, size, &mut zeroed);
-        self.zero(&zeroed)
-    }
-
-    /// The authority was started anew: what it may have lost is dirty again.
-    pub fn restore_unsynced(&mut self) {
-        let now = Instant::now();
-        for run in self.unsynced.lost().runs() {
-            for run in self.core.present_runs(run) {
-                let bytes = run.bytes_below(self.core.size());
-                self.core.handle_stored(now, bytes);
-            }
-        }
-    }
-
-    /// The authority has set the size on this mount's behalf.
-    pub fn resized(
-        &mut self,
-        at: crate::region::Tick,
-        size: u64,
-        dropped: &mut Vec<PageRange>,
-    ) -> Result<()> {
-        let mut zeroed = Vec::new();
-        self.core.handle_resized(at, size, dropped, &mut zeroed);
-        self.zero(&zeroed)
-    }
-
-    /// Makes holes of bytes that are past the end now.
-    pub fn zero(&self, ranges: &[ByteRange]) -> Result<()> {
-        ranges.iter().try_for_each(|&range| self.punch_bytes(range))
-    }
-
-    /// Makes holes of pages that were dropped.
-    pub fn punch(&self, pages: &[PageRange]) -> Result<()> {
-        pages
-            .iter()
-            .try_for_each(|run| self.punch_bytes(run.bytes()))
-    }
-
-    fn punch_bytes(&self, range: ByteRange) -> Result<()> {
-        let range = range.intersect(ByteRange::new(0, self.copy.len()));
-        self.copy.punch(range.start, range.len()).map_err(io_errno)
-    }
-
-    /// Forgets what is clean in `range`, after it could not be written.
-    fn drop_clean(&mut self, range: ByteRange) {
-        let mut dropped: Vec<PageRange> = Vec::new();
-        self.core.handle_forget(range, &mut dropped);
-    }
-}
-
-/// The slices that make up `len` bytes after `skip` bytes of `pieces`.
-fn slices_of(pieces: &[bytes::Bytes], skip: u64, len: u64) -> Vec<std::io::IoSlice<'_>> {
-    let (mut skip, mut left) = (skip as usize, len as usize);
-    let mut slices = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        if left == 0 {
-            break;
-        }
-        if skip >= piece.len() {
-            skip -= piece.len();
-            continue;
-        }
-        let part = &piece[skip..piece.len().min(skip.saturating_add(left))];
-        left -= part.len();
-        skip = 0;
-        slices.push(std::io::IoSlice::new(part));
-    }
-    slices
 }
 
 /// An I/O error of the local copy as an errno.

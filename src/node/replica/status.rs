@@ -101,7 +101,9 @@ impl Replica {
         for flush in flushes.collect::<Vec<_>>() {
             left.extend(flush.await.ok().flatten());
         }
+        self.shared.finish_recording().await;
         self.shared.link.close(Duration::from_secs(2)).await;
+        self.close_cache().await;
         left
     }
 }
@@ -150,6 +152,7 @@ pub(super) async fn push_at_intervals(shared: Weak<Shared>, interval: Duration) 
         for region in shared.regions() {
             region.push_due();
         }
+        shared.record_bases();
     }
 }
 

@@ -21,6 +21,7 @@
 //!
 //! An answer under way may be too old for a page that has changed since: see [`stale`].
 
+mod kept;
 mod past;
 mod pull;
 mod push;
@@ -29,6 +30,7 @@ mod stale;
 
 use super::{Epoch, PageSet, Tick};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange, REGION_BYTES_MAX, pages_for};
+use kept::Touched;
 use past::Past;
 use pull::Pulls;
 use push::Pushes;
@@ -123,6 +125,7 @@ pub struct Replica {
     pulls: Pulls,
     pushes: Pushes,
     stale: Stale,
+    touched: Touched,
 }
 
 impl Replica {
@@ -139,6 +142,7 @@ impl Replica {
             pulls: Pulls::new(config),
             pushes: Pushes::default(),
             stale: Stale::default(),
+            touched: Touched::default(),
         }
     }
 
@@ -216,6 +220,7 @@ impl Replica {
         }
         let pages = range.pages_touched();
         self.present.insert(pages);
+        self.touched.add(pages);
         self.pushes.store(pages);
         self.past.store(range, self.base_size);
         self.pulls.arrived(pages);
@@ -249,6 +254,7 @@ impl Replica {
         for run in landing {
             wanted.push(run.bytes_below(self.base_size));
             self.present.insert(run);
+            self.touched.add(run);
             self.pulls.arrived(run);
         }
     }
@@ -301,6 +307,7 @@ impl Replica {
         self.past.forget(ByteRange::new(0, self.base_size));
         let mut clean = Vec::new();
         for run in push.pages.runs() {
+            self.touched.add(run);
             clean.extend(self.pushes.unpushed().gaps_in(run));
         }
         for run in &clean {
@@ -491,6 +498,7 @@ impl Replica {
     fn drop_pages(&mut self, pages: &[PageRange], at: Tick) {
         for &run in pages {
             self.present.remove(run);
+            self.touched.add(run);
             self.mark_stale(run, at.max(self.pushed_at));
         }
     }

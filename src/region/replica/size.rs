@@ -51,6 +51,7 @@ impl Replica {
         let beyond = PageRange::new(pages_for(end), u64::MAX);
         self.pushes.forget(beyond);
         self.present.remove(beyond);
+        self.touched.add(beyond);
         if end < size_before {
             zeroed.push(ByteRange::new(end, pages_for(size_before) * PAGE_BYTES));
         }
@@ -111,7 +112,9 @@ impl Replica {
     ) {
         let past_the_end = PageRange::new(pages_for(self.base_size), u64::MAX);
         for run in clean {
-            self.present.remove(run.intersect(past_the_end));
+            let past = run.intersect(past_the_end);
+            self.present.remove(past);
+            self.touched.add(past);
             let bytes = run.bytes_below(size_before);
             if self.base_size < bytes.end {
                 let start = bytes.start.max(self.base_size);

@@ -1,0 +1,582 @@
+//! The page map of a copy: a file beside the copy that says what of it is there.
+//!
+//! Words of 64 bits, little-endian; offsets in bytes:
+//!
+//! ```text
+//!      0  ┌ magic "memfsmap" ─ version, page size ─ FileId (3 words) ─ checksum of these ┐ never changes
+//!     64  ├ size as programs see it ─ bytes of the copy ─ last use (seconds since 1970)   ┤ a word each
+//!    512  ├ record A │ counts up: the one with the higher count and the right checksum is
+//!   1024  ├ record B │ valid. Stamp, epoch, run and tick of the authority, client, path
+//!   4096  ├ path A   │ where the file was last seen; record and path are written in turn,
+//!   8192  ├ path B   │ the path first
+//!  16384  ├ a bit for each group of pages: all of it is present (16 KiB)
+//!  32768  ├ group 0: 4 KiB of bits present, 4 KiB of bits dirty
+//!  40960  ├ group 1 …
+//! ```
+//!
+//! A process may end between any two stores, so what takes more than one word is written beside the valid one
+//! and made valid by its checksum. The bits have none: a bit is true when it is set, because the bytes of
+//! its page come first, and it is cleared before they go. A dirty bit is set before bytes are overwritten and counts
+//! only with the present bit. After the end of the machine none of that holds: see [`super::boot`].
+//!
+//! Nothing in the file is trusted: a header that is not as it must be makes the map damaged, sizes are
+//! compared with those of the files, and pages past the end of the region are ignored.
+
+use super::bits::{Bits, Kind};
+use crate::region::{ClientId, Epoch, PageSet, Tick};
+use crate::sys::MappedWords;
+use crate::units::{PAGE_BYTES, PageRange, REGION_BYTES_MAX, pages_for};
+use crate::wire::{FileId, RelPath, Stamp, Time};
+use std::io;
+use std::path::Path;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"memfsmap");
+const VERSION: u64 = 1;
+/// Words.
+const SIZE_AT: u64 = 8;
+const COPY_BYTES_AT: u64 = 9;
+const USED_AT: u64 = 10;
+const RECORDS_AT: [u64; 2] = [64, 128];
+const RECORD_WORDS: usize = 16;
+const PATHS_AT: [u64; 2] = [512, 1024];
+const PATH_BYTES_MAX: usize = 4096;
+/// Where the bits of whole groups begin.
+pub(super) const FULL_AT: u64 = 2048;
+/// Where the pages of bits begin.
+pub(super) const GROUPS_AT: u64 = 4096;
+/// Groups a map can hold: of copies of up to 16 TiB.
+pub(super) const GROUPS_MAX: u64 = (GROUPS_AT - FULL_AT) * 64;
+
+/// What the clean pages of a copy are a copy of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// What the file was like.
+    pub stamp: Stamp,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The run of the authority.
+    pub boot: u64,
+    /// When on the clock of that run.
+    pub at: Tick,
+    /// Who was the replica.
+    pub client: ClientId,
+}
+
+/// Why a map cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// It is not what it should be.
+    #[error("{0}")]
+    Wrong(&'static str),
+    /// It cannot be read or made.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A page map, open.
+#[derive(Debug)]
+pub struct PageMap {
+    bits: Bits,
+    id: FileId,
+    base: Option<Base>,
+    path: Option<RelPath>,
+    /// Count of the valid record, and which of the two it is.
+    record: (u64, usize),
+    /// Which path is valid.
+    path_slot: usize,
+}
+
+fn checksum(words: &[u64]) -> u64 {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    checksum_of(&bytes)
+}
+
+fn checksum_of(bytes: &[u8]) -> u64 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let mut word = [0; 8];
+    word.copy_from_slice(&digest.as_ref()[..8]);
+    u64::from_le_bytes(word)
+}
+
+fn header(id: FileId) -> [u64; 6] {
+    let mut words = [
+        MAGIC,
+        VERSION | PAGE_BYTES << 32,
+        id.dev,
+        id.ino,
+        id.born,
+        0,
+    ];
+    words[5] = checksum(&words[..5]);
+    words
+}
+
+impl PageMap {
+    /// A new map of a copy without any page, in place of whatever there is.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn create(path: &Path, id: FileId) -> io::Result<PageMap> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut words = MappedWords::open(path)?;
+        words.extend(GROUPS_AT)?;
+        words.reserve(0, PATHS_AT[0])?;
+        words.reserve(FULL_AT, GROUPS_AT - FULL_AT)?;
+        for (at, word) in header(id).into_iter().enumerate().rev() {
+            words.store(at as u64, word);
+        }
+        Ok(PageMap {
+            bits: Bits::new(words),
+            id,
+            base: None,
+            path: None,
+            record: (0, 0),
+            path_slot: 0,
+        })
+    }
+
+    /// The map there is.
+    ///
+    /// # Errors
+    /// [`Damage`], also where there is none.
+    pub fn open(path: &Path) -> Result<PageMap, Damage> {
+        let metadata = path.symlink_metadata()?;
+        if !metadata.is_file() {
+            return Err(Damage::Wrong("it is no file"));
+        }
+        let words = MappedWords::open(path)?;
+        if words.len() < GROUPS_AT {
+            return Err(Damage::Wrong("it is too short"));
+        }
+        let found: Vec<u64> = (0..6).map(|at| words.load(at)).collect();
+        let id = FileId {
+            dev: found[2],
+            ino: found[3],
+            born: found[4],
+        };
+        if found[0] != MAGIC {
+            return Err(Damage::Wrong("it is no page map"));
+        }
+        if found[1] != header(id)[1] {
+            return Err(Damage::Wrong("it is of another version"));
+        }
+        if found != header(id) {
+            return Err(Damage::Wrong("its checksum is wrong"));
+        }
+        if words.load(SIZE_AT) > REGION_BYTES_MAX || words.load(COPY_BYTES_AT) > REGION_BYTES_MAX {
+            return Err(Damage::Wrong("a size in it is impossible"));
+        }
+        // The head has disk space, or storing to it might not go well.
+        words.reserve(0, PATHS_AT[0])?;
+        words.reserve(FULL_AT, GROUPS_AT - FULL_AT)?;
+        let mut map = PageMap {
+            bits: Bits::new(words),
+            id,
+            base: None,
+            path: None,
+            record: (0, 0),
+            path_slot: 0,
+        };
+        map.read_records();
+        Ok(map)
+    }
+
+    fn read_records(&mut self) {
+        let records = [0, 1].map(|slot| {
+            let words = RECORDS_AT[slot]..;
+            let words: Vec<u64> = words
+                .take(RECORD_WORDS)
+                .map(|at| self.bits.words.load(at))
+                .collect();
+            (words, slot)
+        });
+        let valid = |(words, _): &(Vec<u64>, usize)| {
+            words[0] > 0 && words[RECORD_WORDS - 1] == checksum(&words[..RECORD_WORDS - 1])
+        };
+        let newest = records
+            .into_iter()
+            .filter(valid)
+            .max_by_key(|(words, _)| words[0]);
+        let Some((words, slot)) = newest else { return };
+        self.record = (words[0], slot);
+        let mut client = [0; 16];
+        client[..8].copy_from_slice(&words[9].to_le_bytes());
+        client[8..].copy_from_slice(&words[10].to_le_bytes());
+        let time = |at: usize| Time {
+            secs: words[at] as i64,
+            nanos: words[at + 1] as u32,
+        };
+        if words[11] == 1 {
+            self.base = Some(Base {
+                stamp: Stamp {
+                    size: words[1],
+                    mtime: time(2),
+                    ctime: time(4),
+                },
+                epoch: Epoch(words[6]),
+                boot: words[7],
+                at: Tick(words[8]),
+                client: ClientId(client),
+            });
+        }
+        self.path_slot = (words[12] & 1) as usize;
+        self.path = self.read_path(words[13] as usize, words[14]);
+    }
+
+    fn read_path(&self, len: usize, sum: u64) -> Option<RelPath> {
+        if len > PATH_BYTES_MAX {
+            return None;
+        }
+        let words = PATHS_AT[self.path_slot]..;
+        let words = words
+            .take(len.div_ceil(8))
+            .map(|at| self.bits.words.load(at));
+        let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        bytes.truncate(len);
+        (checksum_of(&bytes) == sum).then_some(())?;
+        RelPath::new(bytes)
+    }
+
+    /// Writes a record beside the valid one, and makes it valid.
+    fn write_record(&mut self, base: Option<Base>, path_slot: usize, path: Option<&RelPath>) {
+        let path_bytes = path.map(path_bytes).unwrap_or_default();
+        let (count, slot) = (self.record.0 + 1, 1 - self.record.1);
+        let mut words = [0; RECORD_WORDS];
+        words[0] = count;
+        if let Some(base) = base {
+            let Stamp { size, mtime, ctime } = base.stamp;
+            words[1] = size;
+            (words[2], words[3]) = (mtime.secs as u64, u64::from(mtime.nanos));
+            (words[4], words[5]) = (ctime.secs as u64, u64::from(ctime.nanos));
+            (words[6], words[7], words[8]) = (base.epoch.0, base.boot, base.at.0);
+            for (word, half) in words[9..11].iter_mut().zip(base.client.0.chunks_exact(8)) {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(half);
+                *word = u64::from_le_bytes(bytes);
+            }
+            words[11] = 1;
+        }
+        (words[12], words[13]) = (path_slot as u64, path_bytes.len() as u64);
+        // Without a path it does not match: no path is the same as one that is not known.
+        words[14] = if path.is_some() {
+            checksum_of(path_bytes)
+        } else {
+            0
+        };
+        words[RECORD_WORDS - 1] = checksum(&words[..RECORD_WORDS - 1]);
+        for (at, word) in (RECORDS_AT[slot]..).zip(words) {
+            self.bits.words.store(at, word);
+        }
+        self.record = (count, slot);
+        self.base = base;
+    }
+
+    /// Which file it is a map of.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// What the clean pages are a copy of, as far as it is known.
+    pub fn base(&self) -> Option<Base> {
+        self.base
+    }
+
+    /// Records what the clean pages are a copy of.
+    pub fn set_base(&mut self, base: Base) {
+        if self.base != Some(base) {
+            let path = self.path.clone();
+            self.write_record(Some(base), self.path_slot, path.as_ref());
+        }
+    }
+
+    /// Where the file was last seen.
+    pub fn path(&self) -> Option<&RelPath> {
+        self.path.as_ref()
+    }
+
+    /// Records where the file is.
+    pub fn set_path(&mut self, path: &RelPath) {
+        let bytes = path_bytes(path);
+        let slot = 1 - self.path_slot;
+        let words = bytes.len().div_ceil(8) as u64;
+        if self.path.as_ref() == Some(path)
+            || bytes.len() > PATH_BYTES_MAX
+            || self
+                .bits
+                .words
+                .reserve(PATHS_AT[slot], words.max(1))
+                .is_err()
+        {
+            return;
+        }
+        for (at, part) in (PATHS_AT[slot]..).zip(bytes.chunks(8)) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.bits.words.store(at, u64::from_le_bytes(word));
+        }
+        self.write_record(self.base, slot, Some(path));
+        (self.path_slot, self.path) = (slot, Some(path.clone()));
+    }
+
+    /// Size of the region as programs saw it, in bytes.
+    pub fn size(&self) -> u64 {
+        self.bits.words.load(SIZE_AT)
+    }
+
+    /// Records the size as programs see it.
+    pub fn set_size(&mut self, size: u64) {
+        self.bits.words.store(SIZE_AT, size);
+    }
+
+    /// Size of the copy in bytes: no less than that is in its file.
+    pub fn copy_bytes(&self) -> u64 {
+        self.bits.words.load(COPY_BYTES_AT)
+    }
+
+    /// Records the size of the copy, which has it already.
+    pub fn set_copy_bytes(&mut self, bytes: u64) {
+        self.bits.words.store(COPY_BYTES_AT, bytes);
+    }
+
+    /// When it was last used, in seconds since 1970.
+    pub fn used(&self) -> u64 {
+        self.bits.words.load(USED_AT)
+    }
+
+    /// Records when it was last used.
+    pub fn set_used(&mut self, seconds: u64) {
+        self.bits.words.store(USED_AT, seconds);
+    }
+
+    /// Pages that are there, and those of them that are dirty; none past `size`.
+    pub fn pages(&self, size: u64) -> (PageSet, PageSet) {
+        let below = PageRange::new(0, pages_for(size));
+        let all = self.bits.read(Kind::Present);
+        let present: PageSet = all.runs_in(below).collect();
+        let mut dirty = PageSet::new();
+        for run in self.bits.read(Kind::Dirty).runs() {
+            present.runs_in(run).for_each(|run| dirty.insert(run));
+        }
+        (present, dirty)
+    }
+
+    /// Whether it may have dirty pages.
+    pub fn has_dirty(&self) -> bool {
+        !self.pages(self.size()).1.is_empty()
+    }
+
+    /// Pages are about to be overwritten by stores, in a region that then reaches to `size`.
+    ///
+    /// # Errors
+    /// On a full disk; `FileTooLarge` past 16 TiB.
+    pub fn begin_store(&mut self, pages: PageRange, size: u64) -> io::Result<()> {
+        self.bits.reserve(pages, Kind::Present)?;
+        self.bits.reserve(pages, Kind::Dirty)?;
+        if size != self.size() {
+            self.set_size(size);
+        }
+        self.bits.set(pages, Kind::Dirty);
+        Ok(())
+    }
+
+    /// Of these pages, notes exactly those as present and as dirty that are.
+    pub fn note(&mut self, pages: PageRange, present: &PageSet, dirty: &PageSet) {
+        for (set, kind) in [(present, Kind::Present), (dirty, Kind::Dirty)] {
+            for gap in set.gaps_in(pages) {
+                self.bits.clear(gap, kind);
+            }
+            for run in set.runs_in(pages) {
+                self.bits.set(run, kind);
+            }
+        }
+    }
+
+    /// Makes it durable.
+    ///
+    /// # Errors
+    /// From `fdatasync(2)`.
+    pub fn sync(&self) -> io::Result<()> {
+        self.bits.words.sync()
+    }
+
+    /// Bytes it takes on its disk.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.bits.words.allocated_bytes().unwrap_or(0)
+    }
+}
+
+fn path_bytes(path: &RelPath) -> &[u8] {
+    use std::os::unix::ffi::OsStrExt;
+    path.as_os().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
+
+    const ID: FileId = FileId {
+        dev: 1,
+        ino: 2,
+        born: 3,
+    };
+
+    fn base(seed: u64) -> Base {
+        let time = |secs: u64| Time {
+            secs: -(secs as i64),
+            nanos: 999_999_999,
+        };
+        Base {
+            stamp: Stamp {
+                size: seed,
+                mtime: time(seed + 1),
+                ctime: time(seed + 2),
+            },
+            epoch: Epoch(seed + 3),
+            boot: seed + 4,
+            at: Tick(seed + 5),
+            client: ClientId([seed as u8; 16]),
+        }
+    }
+
+    fn path(text: &str) -> RelPath {
+        RelPath::new(text).unwrap()
+    }
+
+    /// A map with something in everything.
+    fn made(folder: &Path) -> (PathBuf, PageMap) {
+        let file = folder.join("map");
+        let mut map = PageMap::create(&file, ID).unwrap();
+        map.set_base(base(1));
+        map.set_path(&path("a/b"));
+        map.set_base(base(2));
+        map.set_copy_bytes(1 << 20);
+        map.begin_store(PageRange::new(3, 5), 1 << 20).unwrap();
+        let present = [PageRange::new(0, 4), PageRange::new(9, 10)]
+            .into_iter()
+            .collect();
+        let dirty = [PageRange::new(3, 4)].into_iter().collect();
+        map.note(PageRange::new(0, 4), &present, &dirty);
+        map.note(PageRange::new(9, 10), &present, &dirty);
+        (file, map)
+    }
+
+    #[test]
+    fn what_is_recorded_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, map) = made(folder.path());
+        drop(map);
+        let mut map = PageMap::open(&file).unwrap();
+        assert_eq!(
+            (map.id(), map.base(), map.size()),
+            (ID, Some(base(2)), 1 << 20)
+        );
+        assert_eq!(
+            (map.path(), map.copy_bytes()),
+            (Some(&path("a/b")), 1 << 20)
+        );
+        let (present, dirty) = map.pages(1 << 20);
+        let runs = |set: &PageSet| set.runs().collect::<Vec<_>>();
+        assert_eq!(
+            runs(&present),
+            [PageRange::new(0, 4), PageRange::new(9, 10)]
+        );
+        // Page 4 was about to be stored, and is not there.
+        assert_eq!(runs(&dirty), [PageRange::new(3, 4)]);
+        assert!(map.has_dirty());
+        assert_eq!(map.pages(4096).0.len(), 1);
+        map.set_path(&path("x/".repeat(2000).trim_end_matches('/')));
+        map.set_path(&path("c"));
+        drop(map);
+        let map = PageMap::open(&file).unwrap();
+        assert_eq!((map.path(), map.base()), (Some(&path("c")), Some(base(2))));
+    }
+
+    #[test]
+    fn a_record_that_was_not_finished_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, map) = made(folder.path());
+        let newest = RECORDS_AT[map.record.1] * 8;
+        drop(map);
+        let raw = std::fs::File::options().write(true).open(&file).unwrap();
+        raw.write_all_at(&[0xff], newest + 12).unwrap();
+        let map = PageMap::open(&file).unwrap();
+        assert_eq!(
+            (map.base(), map.path()),
+            (Some(base(1)), Some(&path("a/b")))
+        );
+    }
+
+    #[test]
+    fn damaged_maps_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, map) = made(folder.path());
+        drop(map);
+        let good = std::fs::read(&file).unwrap();
+        let told = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).unwrap();
+            PageMap::open(&file).unwrap_err().to_string()
+        };
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        assert_eq!(told(&[]), "it is too short");
+        assert_eq!(told(&good[..32_767]), "it is too short");
+        assert_eq!(told(&with(0, 0)), "it is no page map");
+        assert_eq!(told(&with(8, 2)), "it is of another version");
+        assert_eq!(told(&with(13, 9)), "it is of another version");
+        assert_eq!(told(&with(17, 9)), "its checksum is wrong");
+        assert_eq!(told(&with(71, 0x80)), "a size in it is impossible");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(
+            PageMap::open(&file).unwrap_err().to_string(),
+            "it is no file"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever is written over a map, it is dropped, or is one that says nothing impossible.
+        #[test]
+        fn random_bytes_do_no_harm(
+            patches in prop::collection::vec((0..49_152u64, prop::collection::vec(any::<u8>(), 1..64)), 0..8),
+            len in prop::option::of(0..60_000u64),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let (file, map) = made(folder.path());
+            drop(map);
+            let raw = std::fs::File::options().write(true).open(&file).unwrap();
+            for (at, bytes) in patches {
+                raw.write_all_at(&bytes, at).unwrap();
+            }
+            if let Some(len) = len {
+                raw.set_len(len).unwrap();
+            }
+            if let Ok(mut map) = PageMap::open(&file) {
+                prop_assert!(map.size() <= REGION_BYTES_MAX && map.copy_bytes() <= REGION_BYTES_MAX);
+                let (present, dirty) = map.pages(1 << 30);
+                prop_assert!(present.end() <= 1 << 18 && dirty.end() <= 1 << 18);
+                for run in dirty.runs() {
+                    prop_assert!(present.contains_all(run));
+                }
+                // And it goes on from there.
+                map.set_base(base(9));
+                map.set_path(&path("y"));
+                map.note(PageRange::new(0, u64::MAX), &present, &dirty);
+                drop(map);
+                let map = PageMap::open(&file).unwrap();
+                prop_assert_eq!((map.base(), map.path()), (Some(base(9)), Some(&path("y"))));
+                prop_assert_eq!(map.pages(1 << 30), (present, dirty));
+            }
+        }
+    }
+}

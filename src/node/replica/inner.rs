@@ -1,0 +1,265 @@
+//! What a region's lock guards: the core's state, the local copy with its page map, and who waits.
+//!
+//! The page map follows the core in an order that keeps it true wherever the process ends:
+//!
+//! | | first | then |
+//! |---|---|---|
+//! | bytes that arrive | bytes | present |
+//! | a store | dirty, bytes | present |
+//! | pages that are dropped, or past the end | absent | a hole |
+
+use super::cache::map::PageMap;
+use super::cache::room::Clock;
+use super::region::io_errno;
+use super::unsynced::Unsynced;
+use crate::region::{FlushId, PullId, Replica, Tick, WaiterId};
+use crate::store::Result;
+use crate::sys::MappedFile;
+use crate::units::{ByteRange, PAGE_BYTES, PageRange};
+use std::collections::HashMap;
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+/// Room for reading and storing in local copies, so that no more of a large file is allotted than is used.
+const COPY_STEP_BYTES: u64 = 1 << 20;
+
+/// What the lock guards.
+pub(super) struct Inner {
+    pub core: Replica,
+    pub copy: MappedFile,
+    /// What is recorded of the copy, where it outlives this mount.
+    pub map: Option<PageMap>,
+    /// Which parts of the copy were read lately.
+    pub clock: Clock,
+    /// It is recorded that there may be dirty pages.
+    pub marked: bool,
+    pub waiters: HashMap<WaiterId, oneshot::Sender<Result<()>>>,
+    pub flushes: HashMap<FlushId, oneshot::Sender<Result<()>>>,
+    /// Pushes are to be made now and not at the next interval.
+    pub push_now: bool,
+    /// Of the session that the core's pushes are meant for.
+    pub generation: u64,
+    /// Pushed, and not known to survive the authority's machine.
+    pub unsynced: Unsynced,
+    /// No push may begin: the size is being changed.
+    pub hold: u32,
+    pub pushes: usize,
+    pub pulls: usize,
+    /// Handles open on this mount, and those of them open for writing.
+    pub opens: u32,
+    pub writers: u32,
+    /// The kernel thread is putting pages: nobody may begin to write meanwhile.
+    pub putting: bool,
+    pub dirty_counted: u64,
+    pub allocated_counted: u64,
+}
+
+impl Inner {
+    pub fn new(core: Replica, copy: MappedFile, map: Option<PageMap>, generation: u64) -> Inner {
+        Inner {
+            core,
+            copy,
+            map,
+            clock: Clock::default(),
+            marked: false,
+            waiters: HashMap::new(),
+            flushes: HashMap::new(),
+            push_now: false,
+            generation,
+            unsynced: Unsynced::default(),
+            hold: 0,
+            pushes: 0,
+            pulls: 0,
+            opens: 0,
+            writers: 0,
+            putting: false,
+            dirty_counted: 0,
+            allocated_counted: 0,
+        }
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.opens > 0 || self.core.dirty_pages() > 0 || self.pushes > 0 || self.pulls > 0
+    }
+
+    /// Makes the copy reach to `end`, by steps.
+    pub fn ensure_room(&mut self, end: u64) -> Result<()> {
+        if end > self.copy.len() {
+            let step = COPY_STEP_BYTES.max((end / 4) & !(COPY_STEP_BYTES - 1));
+            let stepped = end.checked_next_multiple_of(step).unwrap_or(end);
+            let len = stepped.min(self.core.size().max(end).next_multiple_of(PAGE_BYTES));
+            self.copy.set_len(len).map_err(io_errno)?;
+            if let Some(map) = &mut self.map {
+                map.set_copy_bytes(len);
+            }
+        }
+        self.clock.extend(self.copy.len());
+        Ok(())
+    }
+
+    /// Stores bytes that the core can take, and tells it.
+    pub fn store(&mut self, range: ByteRange, bytes: &[u8]) -> Result<()> {
+        self.ensure_room(range.end)?;
+        if let Some(map) = &mut self.map {
+            let size = self.core.size().max(range.end);
+            map.begin_store(range.pages_touched(), size)
+                .map_err(io_errno)?;
+        }
+        if let Err(error) = self.copy.write_at(bytes, range.start) {
+            // Some of it may have been written: what was clean is not any more what it was.
+            self.drop_clean(range);
+            self.note_pages(range.pages_touched());
+            return Err(io_errno(error));
+        }
+        self.core.handle_stored(Instant::now(), range);
+        Ok(())
+    }
+
+    /// Brings the page map up to date with what the core has done since.
+    pub fn note_touched(&mut self) {
+        while let Some(pages) = self.core.poll_touched() {
+            self.note_pages(pages);
+        }
+    }
+
+    fn note_pages(&mut self, pages: PageRange) {
+        if let Some(map) = &mut self.map {
+            map.note(pages, self.core.present(), self.core.unpushed());
+            if map.size() != self.core.size() {
+                map.set_size(self.core.size());
+            }
+        }
+    }
+
+    /// Lands bytes of a pull: those of them that are wanted go into the copy. `pieces` are the bytes from
+    /// `range.start` on.
+    pub fn land(
+        &mut self,
+        pull: PullId,
+        at: Tick,
+        range: ByteRange,
+        pieces: &[bytes::Bytes],
+        wanted: &mut Vec<ByteRange>,
+    ) -> Result<()> {
+        wanted.clear();
+        self.ensure_room(range.end)?;
+        self.core.handle_landing(pull, at, range, wanted);
+        self.clock.note(range);
+        for &part in wanted.iter() {
+            let slices = slices_of(pieces, part.start - range.start, part.len());
+            if let Err(error) = self.copy.write_pieces_at(&slices, part.start) {
+                self.drop_clean(range);
+                return Err(io_errno(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lands zeroes.
+    pub fn land_zeroes(
+        &mut self,
+        pull: PullId,
+        at: Tick,
+        range: ByteRange,
+        wanted: &mut Vec<ByteRange>,
+    ) -> Result<()> {
+        wanted.clear();
+        self.core.handle_zeroes(pull, at, range, wanted);
+        for &part in wanted.iter() {
+            // Past the copy's end there is nothing but a hole to come.
+            if let Err(errno) = self.punch_bytes(part) {
+                self.drop_clean(range);
+                return Err(errno);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the copy and its page map take.
+    pub fn allocated_bytes(&self) -> u64 {
+        let map = self.map.as_ref().map_or(0, PageMap::allocated_bytes);
+        let copy = self.copy.allocated_bytes();
+        copy.map_or(self.allocated_counted, |copy| copy + map)
+    }
+
+    /// Whether the authority's handle of it is needed: a program has it open, or something is dirty.
+    pub fn is_open(&self) -> bool {
+        self.opens > 0 || self.core.dirty_pages() > 0
+    }
+
+    /// Whether stores are on their way, or still to go.
+    pub fn is_pushing(&self) -> bool {
+        self.pushes > 0 || self.core.dirty_pages() > 0
+    }
+
+    /// The authority's size, from an answer made at `at`. What lies past a smaller one reads as zeroes
+    /// should the region grow again.
+    pub fn adopt_size(&mut self, at: Tick, size: u64) -> Result<()> {
+        let mut zeroed = Vec::new();
+        self.core.handle_size(at, size, &mut zeroed);
+        self.zero(&zeroed)
+    }
+
+    /// The authority was started anew: what it may have lost is dirty again.
+    pub fn restore_unsynced(&mut self) {
+        let now = Instant::now();
+        for run in self.unsynced.lost().runs() {
+            for run in self.core.present_runs(run) {
+                let bytes = run.bytes_below(self.core.size());
+                self.core.handle_stored(now, bytes);
+            }
+        }
+    }
+
+    /// The authority has set the size on this mount's behalf.
+    pub fn resized(&mut self, at: Tick, size: u64, dropped: &mut Vec<PageRange>) -> Result<()> {
+        let mut zeroed = Vec::new();
+        self.core.handle_resized(at, size, dropped, &mut zeroed);
+        self.zero(&zeroed)
+    }
+
+    /// Makes holes of bytes that are past the end now.
+    pub fn zero(&mut self, ranges: &[ByteRange]) -> Result<()> {
+        self.note_touched();
+        ranges.iter().try_for_each(|&range| self.punch_bytes(range))
+    }
+
+    /// Makes holes of pages that were dropped.
+    pub fn punch(&mut self, pages: &[PageRange]) -> Result<()> {
+        self.note_touched();
+        pages
+            .iter()
+            .try_for_each(|run| self.punch_bytes(run.bytes()))
+    }
+
+    fn punch_bytes(&self, range: ByteRange) -> Result<()> {
+        let range = range.intersect(ByteRange::new(0, self.copy.len()));
+        self.copy.punch(range.start, range.len()).map_err(io_errno)
+    }
+
+    /// Forgets what is clean in `range`, after it could not be written.
+    fn drop_clean(&mut self, range: ByteRange) {
+        let mut dropped: Vec<PageRange> = Vec::new();
+        self.core.handle_forget(range, &mut dropped);
+    }
+}
+
+/// The slices that make up `len` bytes after `skip` bytes of `pieces`.
+fn slices_of(pieces: &[bytes::Bytes], skip: u64, len: u64) -> Vec<std::io::IoSlice<'_>> {
+    let (mut skip, mut left) = (skip as usize, len as usize);
+    let mut slices = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        if left == 0 {
+            break;
+        }
+        if skip >= piece.len() {
+            skip -= piece.len();
+            continue;
+        }
+        let part = &piece[skip..piece.len().min(skip.saturating_add(left))];
+        left -= part.len();
+        skip = 0;
+        slices.push(std::io::IoSlice::new(part));
+    }
+    slices
+}
