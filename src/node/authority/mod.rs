@@ -28,6 +28,7 @@
 //! connection; what asks for the impossible gets an errno; what waits or piles up is bounded by
 //! the numbers below. Other replicas go on being served.
 
+mod buffers;
 mod change;
 mod coherence;
 mod connection;
@@ -49,6 +50,7 @@ use crate::region::{Epoch, Tick};
 use crate::store::{self, Errno, Store};
 use crate::transport::Listener;
 use crate::wire::{Answer, Attr, Caller, FileId, Kind, Reply, Stale};
+use buffers::Buffers;
 use coherence::Coherence;
 use known::{Known, Nodes};
 use notice::Notices;
@@ -182,6 +184,8 @@ struct Service {
     nodes: Nodes,
     sessions: Sessions,
     coherence: Coherence,
+    /// For batches of pulls.
+    buffers: Arc<Buffers>,
     /// One permit a connection that has not been let in.
     greetings: Semaphore,
     /// One permit a call to the store that may take long.
@@ -210,6 +214,7 @@ impl Service {
             nodes: Nodes::default(),
             sessions: Sessions::new(options.once.is_some()),
             coherence: Coherence::new(options.lease),
+            buffers: Buffers::new(pull::BATCH_BYTES as usize),
             greetings: Semaphore::new(GREETINGS_MAX),
             calls: Semaphore::new(CALLS_MAX),
             threads: flavor == tokio::runtime::RuntimeFlavor::MultiThread,

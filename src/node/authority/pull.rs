@@ -5,6 +5,7 @@
 //! without holes). A hole behind data is read as zeroes, up to a batch of it. The store is read some frames ahead of the connection; how far is bounded for each session, separately for
 //! pulls that somebody waits for, so that those never wait for the others.
 
+use super::buffers::Buffers;
 use super::connection::Attached;
 use super::request::send_reply;
 use super::session::Handle;
@@ -18,7 +19,7 @@ use quinn::SendStream;
 use std::sync::Arc;
 
 /// So much is read at a time.
-const BATCH_BYTES: u64 = 4 * FRAME_BYTES_MAX as u64;
+pub(super) const BATCH_BYTES: u64 = 4 * FRAME_BYTES_MAX as u64;
 
 /// What is asked for.
 pub(super) struct Asked {
@@ -38,6 +39,7 @@ enum Piece {
 /// A range of a file being read.
 struct Reader {
     handle: Arc<Handle>,
+    buffers: Arc<Buffers>,
     at: u64,
     end: u64,
     /// Up to here it is read without looking for holes.
@@ -75,7 +77,8 @@ impl Attached {
         let room = &self.session.pull_room[usize::from(asked.demand)];
         // Never closed. Held until the last piece was taken by the connection.
         let _room = room.acquire_many(len.min(BATCH_BYTES) as u32).await;
-        let begin = || First::read(handle, asked.start, asked.end);
+        let buffers = self.service.buffers.clone();
+        let begin = || First::read(handle, buffers, asked.start, asked.end);
         let first = match len <= BRIEF_BYTES {
             true => self.service.brief(begin).await,
             false => self.service.blocking(begin).await,
@@ -130,7 +133,7 @@ impl Attached {
 
 impl First {
     /// Reads the first pieces of `start..end`, as far as the file goes.
-    fn read(handle: Arc<Handle>, start: u64, end: u64) -> Result<First> {
+    fn read(handle: Arc<Handle>, buffers: Arc<Buffers>, start: u64, end: u64) -> Result<First> {
         let size = handle.file.attr()?.size;
         let mut zero_until = end;
         if end < size {
@@ -142,6 +145,7 @@ impl First {
         }
         let mut reader = Reader {
             handle,
+            buffers,
             at: start,
             end: end.min(size).max(start),
             data_until: start,
@@ -166,23 +170,34 @@ impl Reader {
                 self.skip_hole(&mut pieces)?;
                 continue;
             }
-            let len = (self.data_until - self.at)
-                .min(u64::from(FRAME_BYTES_MAX))
-                .min(room);
+            let len = (self.data_until - self.at).min(room);
             room -= len;
-            let mut bytes = vec![0; len as usize];
-            let read = self.file().read_at(&mut bytes, self.at)?.min(bytes.len());
-            self.at += read as u64;
-            bytes.truncate(read);
-            if read > 0 {
-                pieces.push(Piece::Data(bytes.into()));
-            }
-            if (read as u64) < len {
+            let bytes = self.read(len as usize)?;
+            let read = bytes.len() as u64;
+            self.at += read;
+            let frames = (0..bytes.len()).step_by(FRAME_BYTES_MAX as usize);
+            let frame =
+                |from: usize| bytes.slice(from..bytes.len().min(from + FRAME_BYTES_MAX as usize));
+            pieces.extend(frames.map(|from| Piece::Data(frame(from))));
+            if read < len {
                 // It has become shorter: the replica will hear of that, and this is never seen.
                 self.zeroes(self.end, &mut pieces);
             }
         }
         Ok(pieces)
+    }
+
+    /// Reads `len` bytes; fewer at the end of the file.
+    fn read(&self, len: usize) -> Result<Bytes> {
+        if len as u64 <= BRIEF_BYTES {
+            let mut bytes = vec![0; len];
+            let read = self.file().read_at(&mut bytes, self.at)?;
+            bytes.truncate(read);
+            return Ok(bytes.into());
+        }
+        let mut buffer = self.buffers.take();
+        let read = self.file().read_at(&mut buffer.as_mut()[..len], self.at)?;
+        Ok(buffer.freeze().slice(..read.min(len)))
     }
 
     /// At a place where there may be a hole: goes on to the next data.

@@ -430,6 +430,11 @@ impl Replica {
         self.pulls.under_way_bytes() + self.pushes.under_way_bytes()
     }
 
+    /// Whether a sequential reader waits for what comes in: it asks for the pages as fast as they come.
+    pub fn is_reader_waiting(&self) -> bool {
+        self.pulls.is_reader_waiting()
+    }
+
     /// Runs of present pages in `range`: what may be put into the kernel's page cache.
     pub fn present_runs(&self, range: PageRange) -> Vec<PageRange> {
         self.present.runs_in(range).collect()

@@ -124,6 +124,11 @@ impl Pulls {
         self.background = Some(pages.end);
     }
 
+    /// A sequential reader waits for what comes in.
+    pub fn is_reader_waiting(&self) -> bool {
+        self.window > 0 && !self.waiters.is_empty()
+    }
+
     pub fn waiter_gone(&mut self, id: WaiterId) {
         self.waiters.remove(&id);
         self.asking.remove(&id);
