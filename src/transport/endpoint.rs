@@ -454,9 +454,7 @@ fn transport_config(streams: u32) -> quinn::TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(IDLE_MAX.try_into().ok())
         .mtu_discovery_config(Some(mtu))
-        // quinn's BBR keeps a lossy link busier, but floods a small receive buffer: more than half of
-        // all that it sends is lost then, where CUBIC loses one in a hundred.
-        .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
+        .congestion_controller_factory(super::congestion::factory());
     config
 }
 

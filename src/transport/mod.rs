@@ -9,6 +9,7 @@
 //! | `stream` | messages and frames on QUIC streams |
 //! | `ssh` | starting the far side with the user's own `ssh` |
 
+mod congestion;
 mod endpoint;
 mod key;
 pub mod ssh;
