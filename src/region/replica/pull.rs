@@ -4,7 +4,8 @@
 //!
 //! 1. **Waiters**: each knows which of its pages have not arrived since it began. It asks for those
 //!    that no pull for a waiter has under way, nor the oldest of the others: that one is next in
-//!    line anyhow, what is behind it would come too late.
+//!    line anyhow, what is behind it would come too late. A sequential reader waits for all of the
+//!    others: they come in its own order.
 //! 2. **Read-ahead**: a fault at or just behind the end of the last one, or of what was read ahead,
 //!    doubles how far is read ahead; any other fault ends it.
 //! 3. **Wanted**: what somebody asked for without waiting, and what a pull did not bring that was
@@ -261,13 +262,15 @@ impl Pulls {
         if self.asking.is_empty() {
             return None;
         }
+        let sequential = self.window > 0;
         let mut pulls = self.under_way.iter();
         let oldest_idle = pulls.find(|(_, pull)| pull.source != Source::Demand);
         let oldest_idle = oldest_idle.map(|(&id, _)| id);
         while let Some(&id) = self.asking.first() {
             let missing = self.waiters.get(&id).and_then(|waiter| {
-                let comes =
-                    |id, pull: &Pulling| pull.source == Source::Demand || Some(id) == oldest_idle;
+                let comes = |id, pull: &Pulling| {
+                    sequential || pull.source == Source::Demand || Some(id) == oldest_idle
+                };
                 let mut runs = waiter.missing.runs();
                 let run = runs.find_map(|run| self.not_under_way(run, comes));
                 run.map(|run| (run, waiter.exact))

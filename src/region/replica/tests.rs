@@ -176,6 +176,27 @@ fn background_goes_to_the_end_and_is_bounded() {
 }
 
 #[test]
+fn a_sequential_reader_waits_for_the_background_and_another_does_not() {
+    let background = ReplicaConfig {
+        background: true,
+        ..CONFIG
+    };
+    let mut it = region(64, background);
+    it.fault(0, 1);
+    it.pulls();
+    it.fault(1, 2);
+    it.pulls();
+    // In the third and the second pull of the background.
+    let behind = [it.fault(2, 3), it.fault(3, 8)];
+    assert!(it.pull_ranges().into_iter().all(|(start, ..)| start >= 8));
+    it.fault(40, 41);
+    assert_eq!(it.pull_ranges()[0], (40, 41, true));
+    for waiter in behind {
+        it.replica.handle_waiter_gone(waiter);
+    }
+}
+
+#[test]
 fn a_late_pull_never_overwrites_a_store() {
     let mut it = region(100, CONFIG);
     let waiter = it.fault(10, 13);
