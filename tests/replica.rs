@@ -16,10 +16,10 @@ use memfs::units::ByteRange;
 use memfs::wire::{Caller, Make, Name, RenameMode, SetAttr, XattrMode};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 const ME: Caller = Caller { uid: 0, gid: 0 };
@@ -35,10 +35,18 @@ struct Served {
 
 fn serve(directory: &Path, identity: Identity, address: SocketAddr) -> Served {
     let store = Arc::new(Directory::open(directory).unwrap());
-    serve_store(store, identity, address)
+    // Beside a directory that is not itself the test's temporary one.
+    let beside = directory.parent().filter(|_| directory.ends_with("served"));
+    let leases = beside.map(|folder| folder.join("leases"));
+    serve_store(store, identity, address, leases)
 }
 
-fn serve_store(store: Arc<dyn Store>, identity: Identity, address: SocketAddr) -> Served {
+fn serve_store(
+    store: Arc<dyn Store>,
+    identity: Identity,
+    address: SocketAddr,
+    leases: Option<PathBuf>,
+) -> Served {
     let authorized = Authorized::Keys(vec![identity.public()]);
     let listener = loop {
         // The address may still be held by the tasks of one that was just ended.
@@ -52,6 +60,7 @@ fn serve_store(store: Arc<dyn Store>, identity: Identity, address: SocketAddr) -
     };
     let options = AuthorityOptions {
         lease: LEASE,
+        leases,
         ..AuthorityOptions::default()
     };
     let task = tokio::spawn(authority::serve(listener.clone(), store, options));
@@ -74,14 +83,12 @@ impl Served {
 
     fn memory(bytes: u64) -> Served {
         let store = Arc::new(Memory::new(bytes));
-        serve_store(store, Identity::generate(), "127.0.0.1:0".parse().unwrap())
+        let address = "127.0.0.1:0".parse().unwrap();
+        serve_store(store, Identity::generate(), address, None)
     }
 
     async fn mount(&self, options: ReplicaOptions) -> Arc<Replica> {
-        let trust = ServerTrust::Key(self.identity.public());
-        let host = self.address.ip().to_string();
-        let dialer = Dialer::new(&host, self.address.port(), self.identity.clone(), trust).unwrap();
-        Replica::connect(dialer, options).await.unwrap()
+        mount(self.address, self.identity.clone(), options).await
     }
 
     /// Ends it without a word to anybody, and starts another on the same address.
@@ -104,6 +111,13 @@ impl Served {
         meanwhile();
         serve(directory, identity, address)
     }
+}
+
+async fn mount(address: SocketAddr, identity: Identity, options: ReplicaOptions) -> Arc<Replica> {
+    let trust = ServerTrust::Key(identity.public());
+    let host = address.ip().to_string();
+    let dialer = Dialer::new(&host, address.port(), identity, trust).unwrap();
+    Replica::connect(dialer, options).await.unwrap()
 }
 
 fn name(text: &str) -> Name {
@@ -357,6 +371,32 @@ async fn a_lost_replica_holds_up_a_change_for_its_lease_only() {
         &std::fs::read(directory.path().join("file")).unwrap()[..7],
         b"goes on"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_run_waits_for_replicas_of_the_one_before() {
+    let around = tempfile::tempdir().unwrap();
+    let directory = around.path().join("served");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("file"), pattern(10_000)).unwrap();
+    let served = Served::new(&directory);
+    let its_machine = tokio::runtime::Runtime::new().unwrap();
+    let (address, identity) = (served.address, served.identity.clone());
+    let reading = its_machine.spawn(async move {
+        let gone = mount(address, identity, ReplicaOptions::default()).await;
+        let node = gone.lookup(ROOT, &name("file")).await.unwrap().node;
+        let granted = Instant::now();
+        read(&gone, node, 0, 10_000).await;
+        std::mem::forget(gone); // it says nothing
+        granted
+    });
+    let granted = reading.await.unwrap();
+    its_machine.shutdown_background(); // may still answer from its copy, for all anybody knows
+    let served = served.restart(&directory).await;
+    let a = served.mount(ReplicaOptions::default()).await;
+    let at_a = a.lookup(ROOT, &name("file")).await.unwrap().node;
+    write(&a, at_a, 0, b"not before").await;
+    assert!(granted.elapsed() >= LEASE, "{:?}", granted.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! `memfs serve`: let others mount a store.
 
-use super::{fail, print};
+use super::{control, fail, print};
 use crate::node::authority::{self, AuthorityOptions};
 use crate::store::Store;
 use crate::store::directory::Directory;
@@ -88,6 +88,7 @@ fn serve(args: Args) -> Result<(), String> {
         let options = AuthorityOptions {
             read_only: args.read_only,
             once: args.once.then_some(ONCE_IDLE_MAX),
+            leases: lease_note(&args),
             ..AuthorityOptions::default()
         };
         let serving = authority::serve(listener.clone(), store, options);
@@ -103,6 +104,28 @@ fn serve(args: Args) -> Result<(), String> {
         listener.wait_closed().await;
         Ok(())
     })
+}
+
+/// Where the next run of this store finds who holds leases of this one. Nobody runs a one-shot server again,
+/// and what was in memory is gone with its run.
+fn lease_note(args: &Args) -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt as _;
+    let StoreName::Directory(path) = &args.store else {
+        return None;
+    };
+    if args.once {
+        return None;
+    }
+    let found = std::fs::metadata(path).and_then(|root| Ok((root, control::runtime_directory()?)));
+    match found {
+        Ok((root, directory)) => {
+            Some(directory.join(format!("leases-{:x}-{:x}", root.dev(), root.ino())))
+        }
+        Err(error) => {
+            tracing::warn!("who holds leases is not noted for a next run: {error}");
+            None
+        }
+    }
 }
 
 /// A store as it is typed.

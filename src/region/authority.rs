@@ -16,8 +16,8 @@
 //! A client whose lease has passed is no worse off as long as nothing changed for it, and may renew.
 //! It is *expired* by the first change that would have to wait for it: then it has missed something.
 //!
-//! An authority that begins anew does not know to whom the one before has granted leases: until they
-//! must have run out, no change is settled ([`Authority::hold_until`]).
+//! An authority that begins anew does not know what the replicas of the one before have copies of: until each of
+//! them has come again, or their leases must have run out, no change is settled ([`Authority::hold_until`]).
 //!
 //! A client that is let in as a new one counts as known once anything has been heard of it since: its
 //! welcome may have been lost with the connection, and then it still believes in copies from
@@ -89,8 +89,10 @@ pub struct Authority<Node, What> {
     /// Who subscribes to a node, each with the tick of its newest grant.
     subscribers: HashMap<Node, Vec<(ClientId, Tick)>>,
     changes: BTreeMap<ChangeId, Change<Node, What>>,
-    /// Until when replicas unknown to this run may answer from their copies.
+    /// Until when replicas of an earlier run may answer from their copies, and which of them have not come
+    /// again.
     held_until: Option<Instant>,
+    awaited: HashSet<ClientId>,
     events: VecDeque<AuthorityEvent<Node, What>>,
 }
 
@@ -105,13 +107,15 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             subscribers: HashMap::new(),
             changes: BTreeMap::new(),
             held_until: None,
+            awaited: HashSet::new(),
             events: VecDeque::new(),
         }
     }
 
-    /// An earlier run may have granted leases that last until then.
-    pub fn hold_until(&mut self, until: Instant) {
-        self.held_until = Some(until);
+    /// An earlier run may have granted leases that last until then, to these.
+    pub fn hold_until(&mut self, until: Instant, clients: impl IntoIterator<Item = ClientId>) {
+        self.awaited.extend(clients);
+        self.held_until = (!self.awaited.is_empty()).then_some(until);
     }
 
     /// The clock of changes: to be read *before* an answer is made, after [`Self::subscribe`].
@@ -146,6 +150,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
     pub fn handle_heard(&mut self, client: ClientId) {
         if let Some(known) = self.clients.get_mut(&client) {
             known.heard = true;
+            self.not_awaited(client);
         }
     }
 
@@ -158,11 +163,11 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             return false;
         };
         known.heard = true;
-        if overdue {
-            return false;
+        if !overdue {
+            known.lease_end = known.lease_end.max(now + self.lease);
         }
-        known.lease_end = known.lease_end.max(now + self.lease);
-        true
+        self.not_awaited(client);
+        !overdue
     }
 
     /// If a client has left a change without an answer for a whole lease: when its lease ends. It is not
@@ -175,6 +180,7 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
 
     /// The replica says it is gone, or its session was dropped: it holds nothing any more.
     pub fn handle_gone(&mut self, _now: Instant, client: ClientId) {
+        self.not_awaited(client);
         self.drop_client(client);
     }
 
@@ -278,16 +284,29 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
             .map(|(&client, _)| client)
             .collect();
         late.into_iter().for_each(|client| self.expire(client));
-        if self.held_until.take_if(|until| *until <= now).is_some() {
-            let events = &mut self.events;
-            self.changes.retain(|&id, change| {
-                change.held = false;
-                if change.is_settled() {
-                    events.push_back(AuthorityEvent::Settled(id));
-                }
-                !change.is_settled()
-            });
+        if self.held_until.is_some_and(|until| until <= now) {
+            self.end_hold();
         }
+    }
+
+    /// A replica of an earlier run has come to this one: it has given up its copies, or they are known of.
+    fn not_awaited(&mut self, client: ClientId) {
+        if self.awaited.remove(&client) && self.awaited.is_empty() {
+            self.end_hold();
+        }
+    }
+
+    fn end_hold(&mut self) {
+        self.held_until = None;
+        self.awaited.clear();
+        let events = &mut self.events;
+        self.changes.retain(|&id, change| {
+            change.held = false;
+            if change.is_settled() {
+                events.push_back(AuthorityEvent::Settled(id));
+            }
+            !change.is_settled()
+        });
     }
 
     /// When [`Self::handle_timeout`] is next worth calling.
@@ -476,7 +495,7 @@ mod tests {
     fn a_new_run_waits_for_the_leases_of_the_one_before() {
         let now = Instant::now();
         let mut machine = attached(now, &[A, B]);
-        machine.hold_until(now + 5 * SECOND);
+        machine.hold_until(now + 5 * SECOND, [C]);
         machine.subscribe(B, 7);
         machine.handle_change(now, Some(A), 8, 'x');
         let (change, _) = machine.handle_change(now, Some(A), 7, 'y');
@@ -488,6 +507,22 @@ mod tests {
         assert_eq!(events(&mut machine), ["settled 2"]);
         machine.handle_change(now + 5 * SECOND, Some(A), 8, 'z');
         assert_eq!(events(&mut machine), ["settled 3"]);
+        assert_eq!(machine.next_timeout(), None);
+    }
+
+    #[test]
+    fn a_new_run_waits_no_longer_than_until_all_have_come_again() {
+        let now = Instant::now();
+        let mut machine: Machine = Authority::new(LEASE);
+        machine.hold_until(now + LEASE, [A, B]);
+        for client in [A, B] {
+            machine.handle_attached(now, client);
+        }
+        machine.handle_heard(A);
+        machine.handle_change(now, Some(A), 7, 'x');
+        assert!(events(&mut machine).is_empty(), "B's welcome may be lost");
+        machine.handle_heard(B);
+        assert_eq!(events(&mut machine), ["settled 1"]);
         assert_eq!(machine.next_timeout(), None);
     }
 

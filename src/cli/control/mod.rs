@@ -22,8 +22,8 @@ use crate::frontend::fuse::mounts::Device;
 use crate::node::replica::Status;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
 /// What a command asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,14 @@ pub struct MountStatus {
 
 /// Where the socket of a mount of the user `owner` may be, likeliest first.
 pub fn socket_paths(device: Device, owner: u32) -> Vec<PathBuf> {
-    let directories = match owner {
+    let name = format!("{}-{}", device.major, device.minor);
+    let directories = runtime_directories(owner).into_iter();
+    directories.map(|path| path.join(&name)).collect()
+}
+
+/// Where things of a user's running processes may be, likeliest first.
+fn runtime_directories(owner: u32) -> Vec<PathBuf> {
+    match owner {
         0 => vec![PathBuf::from("/run/memfs")],
         _ => {
             let own = rustix::process::getuid().as_raw() == owner;
@@ -122,9 +129,36 @@ pub fn socket_paths(device: Device, owner: u32) -> Vec<PathBuf> {
             directories.push(PathBuf::from(format!("/tmp/memfs-{owner}")));
             directories
         }
-    };
-    let name = format!("{}-{}", device.major, device.minor);
-    directories.iter().map(|path| path.join(&name)).collect()
+    }
+}
+
+/// The first of this user's own that is or can be made private.
+///
+/// # Errors
+/// Why the last of them cannot.
+pub fn runtime_directory() -> io::Result<PathBuf> {
+    let mut complaint = io::Error::from(io::ErrorKind::NotFound);
+    for directory in runtime_directories(rustix::process::geteuid().as_raw()) {
+        match make_private(&directory) {
+            Ok(()) => return Ok(directory),
+            Err(error) => {
+                let path = directory.display();
+                complaint = io::Error::new(error.kind(), format!("{path}: {error}"));
+            }
+        }
+    }
+    Err(complaint)
+}
+
+/// Makes a directory that is this user's alone, if there is none.
+///
+/// # Errors
+/// Where it is not, or cannot be made.
+pub fn make_private(directory: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => check_private(&std::fs::symlink_metadata(directory)?),
+    }
 }
 
 /// That a directory is this user's alone.

@@ -1,13 +1,13 @@
 //! The side of the mount's process.
 
-use super::{Event, MountStatus, Request, check_private, socket_paths};
+use super::{Event, MountStatus, Request, make_private, socket_paths};
 use crate::frontend::fuse::Helper;
 use crate::frontend::fuse::mounts::Device;
 use crate::node::replica::{LinkState, NodeNo, Replica};
 use crate::units::ByteRange;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -117,10 +117,7 @@ fn listen(device: Device) -> io::Result<(UnixListener, PathBuf)> {
 
 fn listen_at(path: &Path) -> io::Result<UnixListener> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => check_private(&std::fs::symlink_metadata(directory)?)?,
-    }
+    make_private(directory)?;
     match UnixListener::bind(path) {
         // Device numbers are used again: left behind by a process that was killed.
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {

@@ -81,6 +81,13 @@ impl Coherence {
         }
     }
 
+    /// An earlier run may have granted leases that last until then, to these.
+    pub fn hold_until(&self, until: Instant, clients: Vec<ClientId>) {
+        let mut state = self.state.lock();
+        state.core.hold_until(until, clients);
+        self.carry_out(&mut state);
+    }
+
     /// Where the order of changes is now: to be asked before the store is.
     pub fn mark(&self) -> Mark {
         self.state.lock().mark()
@@ -210,7 +217,9 @@ impl Coherence {
 
     /// A client has sent something after it was welcomed.
     pub fn heard(&self, client: ClientId) {
-        self.state.lock().core.handle_heard(client);
+        let mut state = self.state.lock();
+        state.core.handle_heard(client);
+        state.carry_out();
     }
 
     /// A client asks for its lease to be renewed; false where it is not to be answered.

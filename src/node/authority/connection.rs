@@ -185,6 +185,7 @@ async fn let_in(
     let attachment = service
         .sessions
         .attach(hello, key, tree, connection, &service.coherence)?;
+    service.blocking(|| service.note_leases()).await;
     let welcome = Welcome {
         version: version as u16,
         boot: service.boot,

@@ -33,6 +33,7 @@ mod change;
 mod coherence;
 mod connection;
 mod known;
+mod leases;
 mod names;
 mod notice;
 mod outbox;
@@ -53,10 +54,13 @@ use crate::wire::{Answer, Attr, Caller, FileId, Kind, Reply, Stale};
 use buffers::Buffers;
 use coherence::Coherence;
 use known::{Known, Nodes};
+use leases::Leases;
 use notice::Notices;
+use parking_lot::Mutex;
 use quinn::VarInt;
 use session::Sessions;
 use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -124,6 +128,9 @@ pub struct AuthorityOptions {
     /// One replica only: end when it says goodbye or its session is dropped, or when nobody came
     /// within this time.
     pub once: Option<Duration>,
+    /// Where to note who holds leases, for the next run: else that one answers changes although a replica
+    /// of this run may still read its copy.
+    pub leases: Option<PathBuf>,
     /// How long handles and answers are kept for a replica whose connection is gone; at least the lease.
     pub linger: Duration,
 }
@@ -134,6 +141,7 @@ impl Default for AuthorityOptions {
             read_only: false,
             lease: Duration::from_secs(10),
             once: None,
+            leases: None,
             linger: Duration::from_secs(600),
         }
     }
@@ -148,6 +156,8 @@ pub async fn serve(listener: Arc<Listener>, store: Arc<dyn Store>, options: Auth
     let timer = service.clone();
     tasks.spawn(async move { timer.coherence.run_timer().await });
     tasks.spawn(notice::run(service.clone()));
+    let noting = service.clone();
+    tasks.spawn(async move { noting.note_leases_again_and_again().await });
     let once = async {
         match service.options.once {
             Some(patience) => service.sessions.wait_once(patience).await,
@@ -184,6 +194,8 @@ struct Service {
     nodes: Nodes,
     sessions: Sessions,
     coherence: Coherence,
+    /// `None` where the next run is not to know.
+    leases: Mutex<Option<Leases>>,
     /// For batches of pulls.
     buffers: Arc<Buffers>,
     /// One permit a connection that has not been let in.
@@ -201,6 +213,18 @@ impl Service {
         // A session that ends frees those who wait for its replica; so it must not end before the lease.
         options.linger = options.linger.max(options.lease);
         let notices = Arc::new(Notices::default());
+        let coherence = Coherence::new(options.lease);
+        let leases = options.leases.as_deref().map(|path| {
+            let (leases, granted) = Leases::open(path, options.lease);
+            if let Some(granted) = granted {
+                tracing::info!(
+                    replicas = granted.clients.len(),
+                    "an earlier run has granted leases"
+                );
+                coherence.hold_until(granted.until, granted.clients);
+            }
+            leases
+        });
         let flavor = tokio::runtime::Handle::current().runtime_flavor();
         Service {
             // Seeded by the system's random numbers.
@@ -213,7 +237,8 @@ impl Service {
             notices,
             nodes: Nodes::default(),
             sessions: Sessions::new(options.once.is_some()),
-            coherence: Coherence::new(options.lease),
+            coherence,
+            leases: Mutex::new(leases),
             buffers: Buffers::new(pull::BATCH_BYTES as usize),
             greetings: Semaphore::new(GREETINGS_MAX),
             calls: Semaphore::new(CALLS_MAX),
@@ -234,6 +259,22 @@ impl Service {
         let result = calls();
         self.in_place.store(false, Ordering::Release);
         result
+    }
+
+    /// Notes who holds leases. Before a replica is let in, and again before the note grows old.
+    fn note_leases(&self) {
+        if let Some(leases) = &mut *self.leases.lock()
+            && let Err(error) = leases.note(self.sessions.clients())
+        {
+            tracing::warn!("who holds leases cannot be noted: {error}");
+        }
+    }
+
+    async fn note_leases_again_and_again(&self) {
+        while self.leases.lock().is_some() {
+            tokio::time::sleep(leases::RENEW_INTERVAL).await;
+            self.blocking(|| self.note_leases()).await;
+        }
     }
 
     /// Runs calls to the store that may take long.

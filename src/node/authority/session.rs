@@ -25,7 +25,7 @@ use crate::store::{Errno, StoreFile};
 use crate::transport::PublicKey;
 use crate::wire::{Access, FileId, HandleId, Hello, Node, Refusal, RelPath};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -216,6 +216,11 @@ impl Sessions {
         let table = self.table.lock();
         let session = table.get(&hello.client)?;
         (session.subtree == hello.subtree).then(|| session.tree.clone())
+    }
+
+    /// Who has a session.
+    pub fn clients(&self) -> BTreeSet<ClientId> {
+        self.table.lock().keys().copied().collect()
     }
 
     /// Attaches a connection to its session, a new one if there is none.

@@ -343,7 +343,8 @@ impl World {
     /// The authority ends and begins anew; its store stays.
     pub fn restart(&mut self) {
         self.authority = Authority::new(LEASE);
-        self.authority.hold_until(self.now + LEASE);
+        let clients = self.wires.keys().copied();
+        self.authority.hold_until(self.now + LEASE, clients);
         self.settling.clear();
         self.answered.clear();
     }
