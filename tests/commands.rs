@@ -30,7 +30,8 @@ fn on_a_terminal(command: &Command) -> Command {
     let mut script = Command::new("script");
     script.args([
         "-qec",
-        &format!("stty cols 100; env {command:?}"),
+        // Without TERM a terminal is taken for one that cannot move its cursor.
+        &format!("stty cols 100; env TERM=xterm {command:?}"),
         "/dev/null",
     ]);
     script
