@@ -5,6 +5,7 @@
 //! `mount(8)`.
 
 mod completions;
+mod conflicts;
 mod control;
 mod flush;
 mod forget;
@@ -63,6 +64,7 @@ enum Command {
     Pull(pull::Args),
     Flush(flush::Args),
     Forget(forget::Args),
+    Conflicts(conflicts::Args),
     Key(key::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -101,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => pull::run(&args),
         Command::Flush(args) => flush::run(&args),
         Command::Forget(args) => forget::run(&args),
+        Command::Conflicts(args) => conflicts::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

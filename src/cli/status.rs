@@ -170,6 +170,19 @@ fn describe(
         format_size(replica.pushed_bytes),
         rate(replica.pushed_bytes, |old| old.replica.pushed_bytes)
     )?;
+    let last = match replica.copies_last {
+        true => "",
+        false => ", which end with this mount",
+    };
+    let copies = format_size(replica.copy_bytes);
+    writeln!(text, "  copies   {copies}{last}")?;
+    if !replica.conflicts.is_empty() {
+        let count = replica.conflicts.len();
+        writeln!(
+            text,
+            "  kept     of {count} files that others have changed ('memfs conflicts' lists them)"
+        )?;
+    }
     if replica.waiting > 0 {
         writeln!(text, "  waiting  {} requests", replica.waiting)?;
     }

@@ -19,7 +19,7 @@ pub use files::each;
 pub use server::{Left, Server, Service};
 
 use crate::frontend::fuse::mounts::Device;
-use crate::node::replica::Status;
+use crate::node::replica::{Conflict, Status};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -49,6 +49,12 @@ pub enum Request {
         /// Inode numbers and sizes in bytes.
         files: Vec<(u64, u64)>,
     },
+    /// What is kept beside files that others have changed, after one of them is settled: [`Event::Conflicts`], or
+    /// [`Event::Failed`].
+    Conflicts {
+        /// What to settle.
+        settle: Option<Settle>,
+    },
     /// Push everything: [`Event::Progress`] in bytes, [`Event::Left`] for what could not be pushed, and
     /// [`Event::Pushed`]. Once nobody uses the mount any more, or another line of the command says not to wait
     /// for that: [`Event::Left`] again, and the end.
@@ -56,6 +62,16 @@ pub enum Request {
         /// Give up soon.
         force: bool,
     },
+}
+
+/// How a conflict is settled: of which path below the mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settle {
+    /// What is kept is pushed over what is there.
+    KeepMine(String),
+    /// What is kept is dropped.
+    Drop(String),
 }
 
 /// What a command is told.
@@ -80,6 +96,8 @@ pub enum Event {
     },
     /// It is carried out.
     Done,
+    /// What is kept beside files that others have changed.
+    Conflicts(Vec<Conflict>),
     /// It is not pushed.
     Left(Left),
     /// Pushing has come to its end.

@@ -1,6 +1,6 @@
 //! The side of the mount's process.
 
-use super::{Event, MountStatus, Request, make_private, socket_paths};
+use super::{Event, MountStatus, Request, Settle, make_private, socket_paths};
 use crate::frontend::fuse::Helper;
 use crate::frontend::fuse::mounts::Device;
 use crate::node::replica::{LinkState, NodeNo, Replica};
@@ -180,6 +180,7 @@ async fn converse(stream: UnixStream, service: &Arc<Service>) -> io::Result<()> 
         }
         Request::Flush { files } => work(replica, Work::Flush, files, &mut out).await,
         Request::Forget { files } => work(replica, Work::Forget, files, &mut out).await,
+        Request::Conflicts { settle } => out.say(&conflicts(replica, settle).await).await,
         Request::Umount { force } => {
             service.push_all(force, &mut out).await?;
             tokio::select! {
@@ -191,6 +192,22 @@ async fn converse(stream: UnixStream, service: &Arc<Service>) -> io::Result<()> 
             }
             service.tell_end(&mut out).await
         }
+    }
+}
+
+/// Settles one, then tells what is left.
+async fn conflicts(replica: &Replica, settle: Option<Settle>) -> Event {
+    let settled = match settle {
+        Some(Settle::KeepMine(path)) => replica.keep_conflict(&path).await,
+        Some(Settle::Drop(path)) => replica.drop_conflict(&path),
+        None => Ok(()),
+    };
+    match settled {
+        Ok(()) => Event::Conflicts(replica.conflicts()),
+        Err(errno) => Event::Failed {
+            inode: 0,
+            errno: errno.raw_os_error(),
+        },
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Settings {
     /// Without it ~/.cache/memfs, as root /var/cache/memfs.
     #[arg(long, value_name = "DIR|memory")]
     pub cache: Option<PathBuf>,
-    /// Bring no more in the background once copies take this much
+    /// What local copies may take on disk, at least 8M; what was used longest ago goes, dirty bytes never
     #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
     pub cache_size: Option<u64>,
     /// What is stored through a mapping leaves within this time

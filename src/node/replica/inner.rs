@@ -8,14 +8,15 @@
 //! | a store | dirty, bytes | present |
 //! | pages that are dropped, or past the end | absent | a hole |
 
-use super::cache::map::PageMap;
+use super::cache::map::{PUSHES_MAX, PageMap};
 use super::cache::room::Clock;
 use super::region::io_errno;
 use super::unsynced::Unsynced;
-use crate::region::{FlushId, PullId, Replica, Tick, WaiterId};
+use crate::region::{FlushId, PullId, Push, PushId, Replica, Tick, WaiterId};
 use crate::store::Result;
 use crate::sys::MappedFile;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
+use crate::wire::Stamp;
 use std::collections::HashMap;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -50,6 +51,10 @@ pub(super) struct Inner {
     pub writers: u32,
     /// The kernel thread is putting pages: nobody may begin to write meanwhile.
     pub putting: bool,
+    /// Pushes under way, as they are recorded.
+    pushing: [Option<PushId>; PUSHES_MAX],
+    /// When the newest answered push was applied.
+    pushed_at: Tick,
     pub dirty_counted: u64,
     pub allocated_counted: u64,
 }
@@ -73,6 +78,8 @@ impl Inner {
             opens: 0,
             writers: 0,
             putting: false,
+            pushing: [None; PUSHES_MAX],
+            pushed_at: Tick(0),
             dirty_counted: 0,
             allocated_counted: 0,
         }
@@ -113,6 +120,35 @@ impl Inner {
         }
         self.core.handle_stored(Instant::now(), range);
         Ok(())
+    }
+
+    /// A push begins.
+    pub fn begin_push(&mut self, push: &Push) {
+        let free = self.pushing.iter().position(Option::is_none);
+        let first = push.extents.first();
+        if let (Some(map), Some(slot), Some(first)) = (&mut self.map, free, first) {
+            self.pushing[slot] = Some(push.id);
+            map.set_push(slot, first.pages_touched());
+        }
+    }
+
+    /// The authority has taken a push at this tick, and the file was like that afterwards.
+    pub fn taken(&mut self, at: Tick, stamp: Stamp) {
+        if let Some(map) = &mut self.map
+            && at > self.pushed_at
+        {
+            self.pushed_at = at;
+            map.set_pushed(stamp);
+        }
+    }
+
+    /// A push has ended, well or not.
+    pub fn end_push(&mut self, push: PushId) {
+        let slot = self.pushing.iter().position(|slot| *slot == Some(push));
+        if let (Some(map), Some(slot)) = (&mut self.map, slot) {
+            self.pushing[slot] = None;
+            map.set_push(slot, PageRange::new(0, 0));
+        }
     }
 
     /// Brings the page map up to date with what the core has done since.

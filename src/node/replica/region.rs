@@ -24,7 +24,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
 /// Pushes of one region under way at once, at most.
-const PUSHES_MAX: usize = 4;
+const PUSHES_MAX: usize = super::cache::map::PUSHES_MAX;
 /// Dirty bytes from which on a region is pushed without waiting for the push interval.
 const PUSH_EARLY_BYTES: u64 = 2 << 20;
 
@@ -242,6 +242,7 @@ impl Region {
         let (mut dropped, mut zeroed) = (Vec::new(), Vec::new());
         let cut = self.update(|inner| {
             inner.pushes -= 1;
+            inner.end_push(push.id);
             match outcome {
                 Ok(at) => {
                     for extent in &push.extents {
@@ -307,6 +308,7 @@ impl Region {
             {
                 Some(push) => {
                     inner.pushes += 1;
+                    inner.begin_push(&push);
                     let push = transfer::push(self.clone(), push, inner.generation);
                     shared.runtime.spawn(push);
                 }

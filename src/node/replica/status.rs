@@ -2,7 +2,7 @@
 
 use super::nodes::Node;
 use super::region::Region;
-use super::{NodeNo, Replica, Shared};
+use super::{Conflict, NodeNo, Replica, Shared};
 use crate::store::Errno;
 use crate::units::PAGE_BYTES;
 use crate::wire::RelPath;
@@ -37,6 +37,12 @@ pub struct Status {
     pub pushed_bytes: u64,
     /// Requests that are waiting for the authority.
     pub waiting: u64,
+    /// Bytes that all copies take.
+    pub copy_bytes: u64,
+    /// Copies outlive this mount.
+    pub copies_last: bool,
+    /// What is kept beside files that others have changed.
+    pub conflicts: Vec<Conflict>,
     /// Regions that are open, or have copies.
     pub regions: Vec<RegionStatus>,
 }
@@ -72,6 +78,9 @@ impl Replica {
             pulled_bytes: shared.pulled_bytes.load(Ordering::Relaxed),
             pushed_bytes: shared.pushed_bytes.load(Ordering::Relaxed),
             waiting: shared.link.waiting.load(Ordering::Relaxed),
+            copy_bytes: shared.copy_bytes.load(Ordering::Relaxed),
+            copies_last: shared.cache.is_some(),
+            conflicts: self.conflicts(),
             regions,
         }
     }

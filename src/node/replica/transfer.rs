@@ -9,7 +9,7 @@ use crate::transport::stream::{self, Frame, StreamError};
 use crate::units::{ByteRange, PAGE_BYTES};
 use crate::wire::frame::FRAME_BYTES_MAX;
 use crate::wire::{
-    Access, Answer, Attr, ChangeRequest, HandleId, ReadRequest, Request, TRANSFER_BYTES_MAX,
+    Access, Answer, Attr, ChangeRequest, HandleId, Node, ReadRequest, Request, TRANSFER_BYTES_MAX,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -224,7 +224,10 @@ pub(super) async fn push(region: Arc<Region>, push: Push, generation: u64) {
         Ok(None) => Err(Failure::Link),
         Ok(Some((at, attr))) => {
             region.node.adopt_own(&attr, at);
-            region.report_cut(region.update(|inner| inner.adopt_size(at, attr.size)));
+            region.report_cut(region.update(|inner| {
+                inner.taken(at, attr.stamp());
+                inner.adopt_size(at, attr.size)
+            }));
             let bytes: u64 = push.extents.iter().map(ByteRange::len).sum();
             shared.pushed_bytes.fetch_add(bytes, Ordering::Relaxed);
             Ok(at)
@@ -319,6 +322,60 @@ async fn send_push(
     }
     let _ = send.finish();
     Ok(())
+}
+
+/// The bytes of a file that are at the authority, without a region: those in `range`, to the end of the file.
+pub(super) async fn read_there(shared: &Shared, node: Node, range: ByteRange) -> Result<Vec<u8>> {
+    let access = Access::Read;
+    let opened = shared.link.read(ReadRequest::Open { node, access }).await?;
+    let (_, Answer::Opened { handle, attr, .. }) = opened else {
+        return Err(Errno::PROTO);
+    };
+    let session = shared.link.session().await?;
+    let range = ByteRange::new(range.start, range.end.min(attr.size));
+    let bytes = read_open(&session, handle, range).await;
+    let closed = shared.link.read(ReadRequest::Close { handle }).await;
+    let bytes = bytes.map_err(|broken| match broken {
+        Broken::Errno(errno) => errno,
+        Broken::Stream(_) => Errno::IO,
+    });
+    closed.and(bytes)
+}
+
+async fn read_open(
+    session: &Session,
+    handle: HandleId,
+    range: ByteRange,
+) -> std::result::Result<Vec<u8>, Broken> {
+    let mut bytes = Vec::new();
+    if range.is_empty() {
+        return Ok(bytes);
+    }
+    let request = Request::Read(ReadRequest::Pull {
+        handle,
+        start: range.start,
+        end: range.end,
+        demand: true,
+        compress: true,
+    });
+    let (mut send, mut receive) = link::open(session).await?;
+    stream::send(&mut send, &request).await?;
+    let _ = send.finish();
+    let (_, answer) = link::answer_of(link::receive_reply(&mut receive).await?)?;
+    let Answer::Pulled { size, .. } = answer else {
+        return Err(Errno::PROTO.into());
+    };
+    let len = range.end.min(size.max(range.start)) - range.start;
+    while (bytes.len() as u64) < len {
+        let left = len - bytes.len() as u64;
+        match stream::receive_frame(&mut receive, left).await? {
+            Frame::Data(pieces) => pieces
+                .iter()
+                .for_each(|piece| bytes.extend_from_slice(piece)),
+            Frame::Zero(zeroes) => bytes.resize(bytes.len() + zeroes as usize, 0),
+        }
+    }
+    Ok(bytes)
 }
 
 /// The authority's handle of a region, good for `access`, opened if need be.

@@ -5,8 +5,10 @@
 //! ```text
 //!      0  ┌ magic "memfsmap" ─ version, page size ─ FileId (3 words) ─ checksum of these ┐ never changes
 //!     64  ├ size as programs see it ─ bytes of the copy ─ last use (seconds since 1970)   ┤ a word each
+//!    128  ├ pushes under way: a run of pages each (4 × 2 words)
 //!    512  ├ record A │ counts up: the one with the higher count and the right checksum is
-//!   1024  ├ record B │ valid. Stamp, epoch, run and tick of the authority, client, path
+//!   1024  ├ record B │ valid. Base: stamp, epoch, run and tick of the authority, client;
+//!         │          │ path; stamp after the newest push that was answered
 //!   4096  ├ path A   │ where the file was last seen; record and path are written in turn,
 //!   8192  ├ path B   │ the path first
 //!  16384  ├ a bit for each group of pages: all of it is present (16 KiB)
@@ -37,7 +39,10 @@ const SIZE_AT: u64 = 8;
 const COPY_BYTES_AT: u64 = 9;
 const USED_AT: u64 = 10;
 const RECORDS_AT: [u64; 2] = [64, 128];
-const RECORD_WORDS: usize = 16;
+const RECORD_WORDS: usize = 32;
+/// Pushes under way that are recorded: a first and an end page each, 0 and 0 for none.
+pub(in crate::node::replica) const PUSHES_MAX: usize = 4;
+const PUSHES_AT: u64 = 16;
 const PATHS_AT: [u64; 2] = [512, 1024];
 const PATH_BYTES_MAX: usize = 4096;
 /// Where the bits of whole groups begin.
@@ -80,6 +85,7 @@ pub struct PageMap {
     id: FileId,
     base: Option<Base>,
     path: Option<RelPath>,
+    pushed: Option<Stamp>,
     /// Count of the valid record, and which of the two it is.
     record: (u64, usize),
     /// Which path is valid.
@@ -133,6 +139,7 @@ impl PageMap {
             id,
             base: None,
             path: None,
+            pushed: None,
             record: (0, 0),
             path_slot: 0,
         })
@@ -177,6 +184,7 @@ impl PageMap {
             id,
             base: None,
             path: None,
+            pushed: None,
             record: (0, 0),
             path_slot: 0,
         };
@@ -205,23 +213,16 @@ impl PageMap {
         let mut client = [0; 16];
         client[..8].copy_from_slice(&words[9].to_le_bytes());
         client[8..].copy_from_slice(&words[10].to_le_bytes());
-        let time = |at: usize| Time {
-            secs: words[at] as i64,
-            nanos: words[at + 1] as u32,
-        };
         if words[11] == 1 {
             self.base = Some(Base {
-                stamp: Stamp {
-                    size: words[1],
-                    mtime: time(2),
-                    ctime: time(4),
-                },
+                stamp: stamp_of(&words[1..6]),
                 epoch: Epoch(words[6]),
                 boot: words[7],
                 at: Tick(words[8]),
                 client: ClientId(client),
             });
         }
+        self.pushed = (words[15] == 1).then(|| stamp_of(&words[16..21]));
         self.path_slot = (words[12] & 1) as usize;
         self.path = self.read_path(words[13] as usize, words[14]);
     }
@@ -247,10 +248,7 @@ impl PageMap {
         let mut words = [0; RECORD_WORDS];
         words[0] = count;
         if let Some(base) = base {
-            let Stamp { size, mtime, ctime } = base.stamp;
-            words[1] = size;
-            (words[2], words[3]) = (mtime.secs as u64, u64::from(mtime.nanos));
-            (words[4], words[5]) = (ctime.secs as u64, u64::from(ctime.nanos));
+            words[1..6].copy_from_slice(&words_of(base.stamp));
             (words[6], words[7], words[8]) = (base.epoch.0, base.boot, base.at.0);
             for (word, half) in words[9..11].iter_mut().zip(base.client.0.chunks_exact(8)) {
                 let mut bytes = [0; 8];
@@ -266,6 +264,10 @@ impl PageMap {
         } else {
             0
         };
+        if let Some(pushed) = self.pushed {
+            words[15] = 1;
+            words[16..21].copy_from_slice(&words_of(pushed));
+        }
         words[RECORD_WORDS - 1] = checksum(&words[..RECORD_WORDS - 1]);
         for (at, word) in (RECORDS_AT[slot]..).zip(words) {
             self.bits.words.store(at, word);
@@ -290,6 +292,31 @@ impl PageMap {
             let path = self.path.clone();
             self.write_record(Some(base), self.path_slot, path.as_ref());
         }
+    }
+
+    /// What the file was like after the newest push that was answered, whoever else had changed it before.
+    pub fn pushed(&self) -> Option<Stamp> {
+        self.pushed
+    }
+
+    /// Records that.
+    pub fn set_pushed(&mut self, stamp: Stamp) {
+        self.pushed = Some(stamp);
+        let path = self.path.clone();
+        self.write_record(self.base, self.path_slot, path.as_ref());
+    }
+
+    /// Pages of pushes that were under way.
+    pub fn pushes(&self) -> impl Iterator<Item = PageRange> {
+        let word = |at| self.bits.words.load(PUSHES_AT + at as u64);
+        (0..PUSHES_MAX).map(move |slot| PageRange::new(word(slot * 2), word(slot * 2 + 1)))
+    }
+
+    /// Records a push that begins; an empty run where it has ended.
+    pub fn set_push(&mut self, slot: usize, pages: PageRange) {
+        let at = PUSHES_AT + slot as u64 * 2;
+        self.bits.words.store(at, pages.start);
+        self.bits.words.store(at + 1, pages.end);
     }
 
     /// Where the file was last seen.
@@ -394,6 +421,12 @@ impl PageMap {
         }
     }
 
+    /// Notes that no page is there that is not dirty.
+    pub fn forget_clean(&mut self) {
+        let (_, dirty) = self.pages(REGION_BYTES_MAX);
+        self.note(PageRange::new(0, u64::MAX), &dirty, &dirty);
+    }
+
     /// Makes it durable.
     ///
     /// # Errors
@@ -405,6 +438,31 @@ impl PageMap {
     /// Bytes it takes on its disk.
     pub fn allocated_bytes(&self) -> u64 {
         self.bits.words.allocated_bytes().unwrap_or(0)
+    }
+}
+
+/// As a record has it.
+fn words_of(stamp: Stamp) -> [u64; 5] {
+    let Stamp { size, mtime, ctime } = stamp;
+    let nanos = [mtime.nanos, ctime.nanos].map(u64::from);
+    [
+        size,
+        mtime.secs as u64,
+        nanos[0],
+        ctime.secs as u64,
+        nanos[1],
+    ]
+}
+
+fn stamp_of(words: &[u64]) -> Stamp {
+    let time = |at: usize| Time {
+        secs: words[at] as i64,
+        nanos: words[at + 1] as u32,
+    };
+    Stamp {
+        size: words[0],
+        mtime: time(1),
+        ctime: time(3),
     }
 }
 

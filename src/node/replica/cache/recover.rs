@@ -10,21 +10,39 @@
 //! ```
 //!
 //! That mount may have pushed more than it could record, so the stamp alone does not tell: the authority is asked
-//! whether anybody else has changed the file since. The mount can be used once all that is decided.
+//! whether anybody else has changed the file since. Where it was started anew and does not know, the stamp after
+//! the last push that was answered will do, or that a push that was under way is found in the file; what is clean
+//! is then dropped, for others may have changed that. The mount can be used once all this is decided.
 
+use super::Kept;
 use super::map::Base;
-use crate::node::replica::{Entry, ROOT, Replica};
+use crate::node::replica::region::io_errno;
+use crate::node::replica::{Entry, ROOT, Replica, transfer};
+
 use crate::store::{Errno, Result};
+use crate::units::{PAGE_BYTES, PageRange};
 use crate::wire::{Answer, FileId, Node, ReadRequest, RelPath};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Pages compared of each push that was under way.
+const COMPARED_PAGES: u64 = 64;
 /// Files looked at at once.
 const AT_ONCE: usize = 32;
 
 impl Replica {
     /// Takes up what an earlier mount of this source had not pushed.
     pub(in crate::node::replica) async fn recover(self: &Arc<Self>) {
+        self.recover_all().await;
+        let kept = self.conflicts().len();
+        if kept > 0 {
+            tracing::warn!(
+                "of {kept} files that others have changed bytes are kept that were not pushed: see 'memfs conflicts'"
+            );
+        }
+    }
+
+    async fn recover_all(self: &Arc<Self>) {
         let Some(cache) = &self.shared.cache else {
             return;
         };
@@ -110,12 +128,23 @@ impl Replica {
             return Err(Errno::NOENT);
         }
         let base = base.ok_or(Errno::STALE)?;
-        if base.stamp != entry.attr.stamp() {
-            self.was_alone(id, path, &base).await?;
+        let stamp = entry.attr.stamp();
+        if base.stamp != stamp {
             let cache = self.shared.cache.as_ref().ok_or(Errno::STALE)?;
-            let map = cache.find(id).ok().map(|kept| kept.map);
-            let stamp = entry.attr.stamp();
-            map.ok_or(Errno::STALE)?.set_base(Base { stamp, ..base });
+            let alone = self.was_alone(id, path, &base).await;
+            let mut kept = cache.find(id).map_err(|_| Errno::STALE)?;
+            match alone {
+                Ok(()) => {}
+                Err(Errno::STALE) => {
+                    let expected = kept.map.pushed() == Some(stamp);
+                    if !expected && !self.has_arrived(id, path, &kept).await? {
+                        return Err(Errno::STALE);
+                    }
+                    kept.map.forget_clean();
+                }
+                Err(errno) => return Err(errno),
+            }
+            kept.map.set_base(Base { stamp, ..base });
         }
         if dirty {
             let (handle, _) = self.open(entry.node, false, true).await?;
@@ -126,6 +155,7 @@ impl Replica {
                 if let Err(errno) = replica.flush(handle).await {
                     tracing::warn!("bytes of an earlier mount cannot be pushed: {errno}");
                 }
+                replica.shared.finish_recording().await;
                 replica.close(handle);
                 replica.forget(node, 1);
             });
@@ -152,6 +182,36 @@ impl Replica {
             (_, Answer::Done) => Ok(()),
             _ => Err(Errno::PROTO),
         }
+    }
+
+    /// Whether a push that was under way has reached the file: then it explains that the stamp is another one.
+    async fn has_arrived(&self, id: FileId, path: &RelPath, kept: &Kept) -> Result<bool> {
+        let size = kept.map.size().min(kept.copy.len());
+        let (_, dirty) = kept.map.pages(size);
+        let node = Node {
+            id,
+            path: path.clone(),
+        };
+        for push in kept.map.pushes() {
+            let Some(run) = dirty.runs_in(push).next() else {
+                continue;
+            };
+            let end = run.end.min(run.start + COMPARED_PAGES);
+            let range = PageRange::new(run.start, end).bytes_below(size);
+            let here = kept
+                .copy
+                .with_bytes(range.start, range.len() as usize, <[u8]>::to_vec);
+            let here = here.map_err(io_errno)?;
+            let there = transfer::read_there(&self.shared, node.clone(), range).await?;
+            let mut pages = here
+                .chunks(PAGE_BYTES as usize)
+                .zip(there.chunks(PAGE_BYTES as usize));
+            // Zeroes tell nothing: they may have been there before.
+            if pages.any(|(here, there)| here == there && here.iter().any(|byte| *byte != 0)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The node at a path below the root; it is referred to once more.
