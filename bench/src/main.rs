@@ -43,6 +43,10 @@ enum Command {
     Raw(raw::Args),
     #[command(hide = true)]
     Touch(workloads::TouchArgs),
+    #[command(hide = true)]
+    Fault(workloads::FaultArgs),
+    #[command(hide = true)]
+    Stores(workloads::StoresArgs),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,8 @@ fn main() -> ExitCode {
         Command::RawServe(args) => raw::serve(&args),
         Command::Raw(args) => raw::transfer(&args),
         Command::Touch(args) => workloads::touch(&args),
+        Command::Fault(args) => workloads::fault(&args),
+        Command::Stores(args) => workloads::stores(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

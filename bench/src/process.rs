@@ -12,6 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+/// Weight of this process and all that it starts, beside 1024 of all others together.
+const SHARES: &str = "65536";
+/// Of each second, what threads that go before all ordinary ones (a link's) may take.
+const LINK_MICROS: &str = "900000";
 /// Between two looks at something that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// What a program that was told to end gets.
@@ -53,6 +57,24 @@ pub fn catch_interrupts() -> io::Result<()> {
 /// Whether it is time to end.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// As [`wait_for`] with [`PATIENCE`], and also after an interrupt: for what is taken down then.
+///
+/// # Errors
+/// One line: too late.
+pub fn wait_for_the_end<T>(
+    what: &str,
+    mut look: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T, String> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match look()? {
+            Some(found) => return Ok(found),
+            None if Instant::now() > end => return Err(format!("{what}: too late")),
+            None => sleep(LOOK_EVERY),
+        }
+    }
 }
 
 /// Waits until something is there; the error says for what, and why not.
@@ -222,7 +244,7 @@ impl Group {
         if let Some(folder) = &self.folder {
             // It may be gone.
             let _ = fs::write(folder.join("cgroup.kill"), "1");
-            let _ = wait_for("killed programs", PATIENCE, || {
+            let _ = wait_for_the_end("killed programs", || {
                 Ok(self
                     .members()
                     .is_none_or(|pids| pids.is_empty())
@@ -241,7 +263,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
         if let Some(folder) = &self.folder {
-            let _ = fs::remove_dir(folder);
+            remove_group(folder);
         }
     }
 }
@@ -296,18 +318,72 @@ fn ours() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
+/// A group is busy until what was in it has ended altogether.
+fn remove_group(folder: &Path) {
+    let removed = wait_for_the_end("removal", || {
+        let removed = fs::remove_dir(folder);
+        let busy = removed.is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy);
+        Ok((!busy).then_some(()))
+    });
+    if removed.is_err() {
+        eprintln!("memfs-bench: {} is left", folder.display());
+    }
+}
+
+/// As long as it lives, this process and all that it starts go before all others, so that what else the
+/// machine does disturbs little; among themselves they are equal. Where there is no cgroup v1 of
+/// processors nothing happens.
+pub struct First(Option<PathBuf>);
+
+impl First {
+    /// Begins.
+    pub fn new() -> First {
+        let folder = mounted("cgroup", |options| {
+            options.split(',').any(|option| option == "cpu")
+        });
+        let folder = folder.map(|top| top.join(format!("memfs-bench-{}", std::process::id())));
+        let entered = folder.filter(|folder| {
+            let entered = fs::create_dir(folder)
+                .and_then(|()| fs::write(folder.join("cpu.shares"), SHARES))
+                .and_then(|()| match folder.join("cpu.rt_runtime_us") {
+                    limit if limit.exists() => fs::write(limit, LINK_MICROS),
+                    _ => Ok(()),
+                })
+                .and_then(|()| fs::write(folder.join("cgroup.procs"), "0"));
+            entered.is_ok()
+        });
+        First(entered)
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.0 {
+            // Back to where it came from, as far as that is known.
+            let _ = fs::write(folder.with_file_name("cgroup.procs"), "0");
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
 /// Removes it, when all groups are gone.
 pub fn remove_groups() {
     if let Some(folder) = ours() {
-        let _ = fs::remove_dir(folder);
+        remove_group(&folder);
     }
 }
 
 /// Where control groups (v2) are mounted.
 fn cgroups() -> Option<PathBuf> {
+    mounted("cgroup2", |_| true)
+}
+
+/// Where a file system of this type with such options is mounted.
+fn mounted(kind: &str, suits: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    let mount = mounts
-        .lines()
-        .find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
-    mount.split(' ').nth(1).map(PathBuf::from)
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (point, its_kind, options) = (words.next()?, words.next()?, words.next()?);
+        (its_kind == kind && suits(options)).then(|| PathBuf::from(point))
+    })
 }

@@ -14,7 +14,7 @@
 //! | `started` | a link that runs in a process of its own, for the runner |
 //!
 //! Where neither rate nor loss is asked for, kernels hand over segments of up to 64 KiB whole, which is
-//! how far more than 5 Gbit/s fit through; else each packet of 1500 bytes goes its own way.
+//! how far more than 5 Gbit/s fit through; else each packet goes its own way.
 
 mod namespace;
 mod options;
@@ -40,8 +40,6 @@ const ADDRESS_A: &str = "10.87.0.1";
 const ADDRESS_B: &str = "10.87.0.2";
 /// The name of the device in either namespace.
 const DEVICE: &str = "memfs-bench-0";
-/// What an Ethernet carries.
-const MTU: usize = 1500;
 /// Packets the kernel keeps for the relay, as the driver of a fast network card does; what comes when
 /// there are more is lost.
 const DEVICE_QUEUE: &str = "2000";
@@ -119,7 +117,7 @@ impl Wire {
         );
         for (space, own, other) in [(&a, ADDRESS_A, ADDRESS_B), (&b, ADDRESS_B, ADDRESS_A)] {
             space.ip(&["address", "add", own, "peer", other, "dev", DEVICE])?;
-            let mtu = MTU.to_string();
+            let mtu = options.mtu.to_string();
             space.ip(&[
                 "link",
                 "set",
@@ -134,7 +132,7 @@ impl Wire {
         let clone = |file: &std::fs::File| file.try_clone().map_err(|e| e.to_string());
         let packet_bytes_max = match super_packets {
             true => SUPER_PACKET_BYTES_MAX,
-            false => HEADER_BYTES + MTU,
+            false => HEADER_BYTES + usize::from(options.mtu),
         };
         let direction = |from, to, seed| {
             let end = end.clone();

@@ -5,6 +5,10 @@ use memfs::units::{parse_duration, parse_size};
 use serde::Serialize;
 use std::time::Duration;
 
+/// What an Ethernet carries.
+const ETHERNET: u16 = 1500;
+/// What `jumbo` in a name stands for: what an Ethernet can be told to carry.
+const JUMBO: u16 = 9000;
 /// What `loss` in a name stands for.
 const LOSS: f64 = 0.001;
 /// Where nothing else is said, what comes within so long may wait for the serializer.
@@ -27,13 +31,16 @@ pub struct Options {
     /// How many packets are lost: 0.1%
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     pub loss: f64,
+    /// The longest packet, in bytes
+    #[arg(long, value_name = "BYTES", default_value = "1500", value_parser = clap::value_parser!(u16).range(576..))]
+    pub mtu: u16,
     /// Which packets are lost: the same for the same number
     #[arg(long, value_name = "NUMBER", default_value = "1")]
     pub seed: u64,
 }
 
 impl Options {
-    /// Reads a name: times, rates and losses, joined by `-`.
+    /// Reads a name: times, rates, losses and `jumbo` frames, joined by `-`.
     ///
     /// # Errors
     /// One line that names the value and what is allowed.
@@ -43,11 +50,14 @@ impl Options {
             rate: None,
             queue: None,
             loss: 0.0,
+            mtu: ETHERNET,
             seed: 1,
         };
         for part in name.split('-') {
             if part == "loss" {
                 options.loss = LOSS;
+            } else if part == "jumbo" {
+                options.mtu = JUMBO;
             } else if part.ends_with('%') {
                 options.loss = share(part)?;
             } else if part.ends_with("bit") {
@@ -69,16 +79,12 @@ impl Options {
         let mut args = vec![
             format!("--rtt={}ms", self.rtt.as_secs_f64() * 1000.0),
             format!("--loss={}", self.loss),
+            format!("--mtu={}", self.mtu),
             format!("--seed={}", self.seed),
         ];
         args.extend(self.rate.map(|rate| format!("--rate={}kbit", rate / 1000)));
         args.extend(self.queue.map(|queue| format!("--queue={queue}")));
         args
-    }
-
-    /// Bytes in a second that fit through; `None` where there is no limit.
-    pub fn line(&self) -> Option<f64> {
-        self.rate.map(|rate| rate as f64 / 8.0)
     }
 
     /// Whether segments of many packets pass whole.
@@ -154,6 +160,7 @@ mod tests {
         assert_eq!(link.shape().delay, Duration::from_micros(100));
         assert!(link.super_packets());
         assert_eq!(Options::from_name("5ms-1%").unwrap().loss, 0.01);
+        assert_eq!(Options::from_name("0.2ms-jumbo").unwrap().mtu, 9000);
         assert_eq!(
             Options::from_name("40ms-500mbit")
                 .unwrap()

@@ -1,8 +1,8 @@
 //! memfs: `memfs serve` and `memfs mount memfs://…`, with its defaults.
 
-use super::{How, MOUNT_MAX, Mount, Session, ready};
+use super::{How, MOUNT_MAX, Mount, Session};
 use crate::link::Side;
-use crate::process::{run_within, start};
+use crate::process::run_within;
 use memfs::transport::Identity;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,9 +45,7 @@ pub fn serve(session: &mut Session) -> Result<(), String> {
     at_home(&mut command, place.home);
     command.args(["serve", "--listen", &session.address(), "--identity"]);
     command.arg(identity(place.home)).arg(place.served);
-    let log = session.log("server");
-    let mut child = start(&mut command, &log)?;
-    let line = ready(&mut child, &log, "memfs: serving")?;
+    let line = super::serve(session, &mut command, "memfs: serving")?;
     let key = line
         .split(" key ")
         .nth(1)

@@ -16,7 +16,7 @@ mod raw;
 mod ssh;
 
 use crate::link::{Link, Side};
-use crate::process::{Group, PATIENCE, interrupted, run_within, wait_for};
+use crate::process::{Group, PATIENCE, interrupted, run_within, start, wait_for};
 use rustix::mount::UnmountFlags;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// The name of the served file.
 pub const FILE: &str = "data";
+/// Where servers listen; a link's namespaces are otherwise empty.
+const PORT: u16 = 4433;
 /// A mount that takes longer has failed, and so has an unmount.
 const MOUNT_MAX: Duration = Duration::from_secs(60);
 
@@ -108,10 +110,14 @@ pub struct Session<'a> {
     pub client: Group,
     /// The programs of the serving side.
     pub server: Group,
+    /// The programs that use the mount. They end after the mount does, because one that waits for it
+    /// cannot be killed.
+    pub work: Group,
     address: String,
     port: u16,
     /// What else a client needs to know.
     key: String,
+    serving: Option<Child>,
 }
 
 impl<'a> Session<'a> {
@@ -125,15 +131,17 @@ impl<'a> Session<'a> {
             place,
             client: Group::new("client"),
             server: Group::new("server"),
+            work: Group::new("work"),
             address: place.link.server().into(),
-            port: place.link.free_port()?,
+            port: PORT,
             key: String::new(),
+            serving: None,
         };
         match system {
             System::Memfs => memfs::serve(&mut session),
-            System::Raw => raw::serve(&session),
-            System::Nbdfuse => nbd::serve(&session),
-            System::Sshfs | System::SshfsTuned | System::Rclone => ssh::serve(&session),
+            System::Raw => raw::serve(&mut session),
+            System::Nbdfuse => nbd::serve(&mut session),
+            System::Sshfs | System::SshfsTuned | System::Rclone => ssh::serve(&mut session),
             System::Local => Ok(()),
         }?;
         Ok(session)
@@ -195,6 +203,17 @@ impl<'a> Session<'a> {
 
     fn address(&self) -> String {
         format!("{}:{}", self.address, self.port)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.client.kill();
+        self.server.kill();
+        if let Some(serving) = &mut self.serving {
+            let _ = serving.kill(); // where there are no groups
+            let _ = serving.wait();
+        }
     }
 }
 
@@ -281,8 +300,10 @@ fn complaint(log: &Path) -> String {
     crate::process::last_line(&text).to_owned()
 }
 
-/// Waits for a line in the log of a server.
-fn ready(child: &mut Child, log: &Path, sign: &str) -> Result<String, String> {
+/// Starts a server and waits for a line in its log.
+fn serve(session: &mut Session, command: &mut Command, sign: &str) -> Result<String, String> {
+    let log = &session.log("server");
+    let child = session.serving.insert(start(command, log)?);
     wait_for(sign, PATIENCE, || {
         let text = fs::read_to_string(log).unwrap_or_default();
         if let Some(line) = text.lines().find(|line| line.contains(sign)) {

@@ -6,7 +6,7 @@ use crate::process::{PATIENCE, start, wait_for};
 
 pub const SETTINGS: &str = "nbdfuse -C 4, nbdkit -t 16 file, in the clear";
 
-pub fn serve(session: &Session) -> Result<(), String> {
+pub fn serve(session: &mut Session) -> Result<(), String> {
     let place = session.place;
     let ready = place.room.join("nbdkit.pid");
     let mut command = session.command(Side::Server, "nbdkit");
@@ -22,7 +22,7 @@ pub fn serve(session: &Session) -> Result<(), String> {
     ]);
     command.arg(&ready).arg("file").arg(place.served.join(FILE));
     let log = session.log("server");
-    let mut child = start(&mut command, &log)?;
+    let child = session.serving.insert(start(&mut command, &log)?);
     wait_for("nbdkit", PATIENCE, || match child.try_wait() {
         Ok(Some(status)) => Err(format!("nbdkit: {status}: {}", complaint(&log))),
         _ => Ok(ready.exists().then_some(())),

@@ -1,22 +1,20 @@
 //! The bare transfer, by this program on both sides.
 
+use super::Session;
 use super::memfs::identity;
-use super::{Session, ready};
 use crate::link::Side;
-use crate::process::{run_within, start};
+use crate::process::run_within;
 use std::time::Duration;
 
 /// Nothing that is measured takes longer.
 const TRANSFER_MAX: Duration = Duration::from_secs(180);
 
-pub fn serve(session: &Session) -> Result<(), String> {
+pub fn serve(session: &mut Session) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = session.command(Side::Server, program);
     command.args(["raw-serve", &session.address()]);
     command.arg(identity(session.place.home));
-    let log = session.log("server");
-    let mut child = start(&mut command, &log)?;
-    ready(&mut child, &log, "memfs-bench: raw on").map(drop)
+    super::serve(session, &mut command, "memfs-bench: raw on").map(drop)
 }
 
 pub fn transfer(session: &Session, bytes: u64, write: bool) -> Result<f64, String> {

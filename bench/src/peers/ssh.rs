@@ -1,9 +1,9 @@
 //! What goes over sftp: sshfs with its defaults and tuned, rclone; and an sshd of our own for them,
 //! with keys and configuration of its own.
 
-use super::{MOUNT_MAX, Mount, Session, ready};
+use super::{MOUNT_MAX, Mount, Session};
 use crate::link::Side;
-use crate::process::{run, run_within, start};
+use crate::process::{run, run_within};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -25,7 +25,7 @@ pub fn prepare(home: &Path) -> Result<(), String> {
     fs::create_dir_all("/run/sshd").map_err(|e| format!("/run/sshd: {e}"))
 }
 
-pub fn serve(session: &Session) -> Result<(), String> {
+pub fn serve(session: &mut Session) -> Result<(), String> {
     let home = session.place.home;
     let config = session.place.room.join("sshd_config");
     let text = format!(
@@ -38,9 +38,7 @@ pub fn serve(session: &Session) -> Result<(), String> {
     fs::write(&config, text).map_err(|e| format!("{}: {e}", config.display()))?;
     let mut command = session.command(Side::Server, "/usr/sbin/sshd");
     command.args(["-D", "-e", "-f"]).arg(&config);
-    let log = session.log("server");
-    let mut child = start(&mut command, &log)?;
-    ready(&mut child, &log, "Server listening").map(drop)
+    super::serve(session, &mut command, "Server listening").map(drop)
 }
 
 pub fn sshfs(session: &Session, mount: &mut Mount, tuned: Option<&str>) -> Result<(), String> {

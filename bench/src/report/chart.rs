@@ -145,7 +145,7 @@ fn draw_panel<B: DrawingBackend>(
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     let Panel { metric, bars } = panel;
     // Of what is a time, less is better.
-    let time = ["µs", "ms", "s"].contains(&metric.unit);
+    let time = ["µs", "ms"].contains(&metric.unit);
     let better = match time {
         true => "less is better, logarithmic",
         false => "more is better",

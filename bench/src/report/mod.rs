@@ -64,14 +64,14 @@ pub const METRICS: &[Metric] = &[
     metric("random8-p50", "the same, 8 threads, p50", "µs"),
     metric("random8-p99", "the same, 8 threads, p99", "µs"),
     metric("random8-rate", "the same, 8 threads", "faults/s"),
-    metric("stores", "4096 random mapped stores + msync", "s"),
+    metric("stores", "random mapped stores + msync", "stores/s"),
     metric("mount", "mount", "ms"),
     metric("first-page", "first page of a known path", "ms"),
     metric("remount", "second mount, mapped read", "MiB/s"),
     metric("remount-ro", "the same, read-only", "MiB/s"),
     metric(
         "remount-share",
-        "of the file, came again over the link",
+        "of what was read, came again over the link",
         "%",
     ),
     metric("demand-p50", "fault beside a background pull, p50", "ms"),
@@ -102,6 +102,7 @@ pub const METRICS: &[Metric] = &[
         "read(2): peak memory of the mounting side",
         "MiB",
     ),
+    metric("busy-elsewhere", "busy elsewhere, all runs", "%"),
 ];
 
 /// Everything that was measured, by link, metric and system.

@@ -63,7 +63,6 @@ impl Run {
             Ok(measures) => (measures, None),
             Err(error) => (Vec::new(), Some(error)),
         };
-        let options = link.options();
         Run {
             link: link.name().into(),
             system: system.name().into(),
@@ -71,8 +70,8 @@ impl Run {
             workload: format!("{workload:?}").to_lowercase(),
             round,
             bytes: extent.bytes,
-            rtt_ms: options.map_or(0.0, |options| options.rtt.as_secs_f64() * 1000.0),
-            line_bytes: options.and_then(|options| options.line()),
+            rtt_ms: link.rtt().as_secs_f64() * 1000.0,
+            line_bytes: link.line(),
             measures: measures
                 .into_iter()
                 .map(|(name, value)| (name.into(), value))

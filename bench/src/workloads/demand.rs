@@ -7,7 +7,7 @@
 
 use super::{Extent, Measure, mib};
 use crate::peers::{How, Session};
-use crate::process::{Group, run_within};
+use crate::process::run_within;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,6 @@ use std::time::{Duration, Instant};
 const PAGE_BYTES: u64 = 4096;
 /// Nothing that is measured takes longer.
 const TOUCH_MAX: Duration = Duration::from_secs(120);
-/// What a link without a rate is taken to carry: more than any does.
-const FASTEST: f64 = 1e9;
-
 /// Read single pages of a file and print how many milliseconds each took
 #[derive(Debug, clap::Args)]
 pub struct TouchArgs {
@@ -72,8 +69,7 @@ pub fn touch(args: &TouchArgs) -> Result<(), String> {
 
 fn millis(session: &Session, file: &Path, args: &[String]) -> Result<Vec<f64>, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
-    let group = Group::new("work");
-    let mut command = group.command(&[], &program);
+    let mut command = session.work.command(&[], &program);
     command.arg("touch").arg(file).args(args);
     let text = run_within(
         &mut command,
@@ -93,12 +89,8 @@ pub fn first_page(session: &Session, file: &Path, extent: &Extent) -> Result<f64
 /// Faults beside a background pull.
 pub fn run(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     let mount = session.mount(How::default())?;
-    let line = session
-        .place
-        .link
-        .options()
-        .and_then(|options| options.line());
-    let half = extent.bytes as f64 / line.unwrap_or(FASTEST) / 2.0;
+    let line = session.place.link.line().ok_or("the link has no rate")?;
+    let half = extent.bytes as f64 / line / 2.0;
     let args = [
         "0".into(),
         format!("--random={}", (half * 1000.0) as u64),

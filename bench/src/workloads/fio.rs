@@ -2,7 +2,7 @@
 
 use super::{Extent, mib};
 use crate::peers::Session;
-use crate::process::{Group, run_within};
+use crate::process::run_within;
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -24,12 +24,6 @@ pub struct Outcome {
     pub speed: f64,
     /// Bytes done.
     pub bytes: f64,
-    /// Operations in a second.
-    pub rate: f64,
-    /// From the beginning until the end, syncing included.
-    pub seconds: f64,
-    /// p50 and p99 of an operation, µs.
-    pub latency: Option<(f64, f64)>,
 }
 
 impl Job {
@@ -74,29 +68,6 @@ impl Job {
         job.at_most(extent.sequential_max)
     }
 
-    /// Random pages of a mapping that was told so (fio does that by itself); each of the threads has a
-    /// part of the file of its own, and touches no page twice.
-    pub fn random(file: &Path, extent: &Extent, threads: u64) -> Job {
-        let part = extent.bytes / threads;
-        let mut job = Job::new(file, "randread", "4k", part, extent);
-        job.args.extend([
-            format!("--numjobs={threads}"),
-            format!("--offset_increment={part}"),
-            "--group_reporting".into(),
-        ]);
-        job.mapped = true;
-        job.at_most(extent.random)
-    }
-
-    /// Random stores through a mapping, then msync.
-    pub fn stores(file: &Path, extent: &Extent, count: u64) -> Job {
-        let mut job = Job::new(file, "randwrite", "4k", extent.bytes, extent);
-        job.args
-            .extend(["--end_fsync=1".into(), format!("--number_ios={count}")]);
-        job.mapped = true;
-        job
-    }
-
     /// The same through a mapping, 64 KiB at a time.
     pub fn mapped(mut self) -> Job {
         self.mapped = true;
@@ -111,8 +82,7 @@ impl Job {
     pub fn run(mut self, session: &Session) -> Result<Outcome, String> {
         let engine = if self.mapped { "mmap" } else { "sync" };
         self.args.push(format!("--ioengine={engine}"));
-        let group = Group::new("work");
-        let mut command = group.command(&[], Path::new("fio"));
+        let mut command = session.work.command(&[], Path::new("fio"));
         command.args(&self.args).current_dir(session.place.room);
         let log = session.place.room.join("fio.log");
         let text = run_within(&mut command, &log, self.longest + GRACE)?;
@@ -137,14 +107,9 @@ fn outcome(value: &Value) -> Result<Outcome, String> {
         let number = side[name].as_f64().filter(|number| *number > 0.0);
         number.ok_or_else(|| format!("fio tells no {name}"))
     };
-    let percentile = |name: &str| side["clat_ns"]["percentile"][name].as_f64();
-    let latency = percentile("50.000000").zip(percentile("99.000000"));
     let (bytes, seconds) = (number("io_bytes")?, number("runtime")? / 1000.0);
     Ok(Outcome {
         speed: mib(bytes) / seconds,
         bytes,
-        rate: number("total_ios")? / seconds,
-        seconds,
-        latency: latency.map(|(p50, p99)| (p50 / 1000.0, p99 / 1000.0)),
     })
 }

@@ -7,18 +7,25 @@
 //! | `random`, `random8` | reads of 4 KiB through a mapping, MADV_RANDOM, by 1 and 8 threads | latency, faults/s |
 //! | `write` | write(2) of 1 MiB, then fsync | MiB/s, processor time |
 //! | `map-write` | stores of 64 KiB through a mapping, then msync | MiB/s |
-//! | `stores` | 4096 random stores of 4 KiB to present pages, then msync | seconds |
+//! | `stores` | 4096 random stores of 4 KiB to present pages (512 where it is quick and slow), then msync | stores/s |
 //! | `mount` | mount, then the first page of a known path | milliseconds of both |
 //! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
 //! | `demand` | random faults while all else is brought in the background (memfs) | latency, MiB/s of the rest |
 //!
-//! What fio can do it does (the module `fio`); the rest is timed here.
+//! fio does what is sequential. Single pages are touched by programs of our own: with several threads fio
+//! 3.33 maps the beginning of the file for all of them, whatever their offsets are; and where a system
+//! lets go of its pages when a file is opened, they are present only for who has it open.
 
 mod demand;
+mod fault;
 mod fio;
+mod stores;
 
 pub use demand::{TouchArgs, touch};
+pub use fault::{FaultArgs, fault};
+pub use stores::{StoresArgs, stores};
 
+use crate::link::Link;
 use crate::peers::{How, Session, System};
 use fio::Job;
 use std::time::Duration;
@@ -53,9 +60,12 @@ pub enum Workload {
 
 impl Workload {
     /// Why a system is left out of it, if it is.
-    pub fn leaves_out(self, system: System) -> Option<&'static str> {
+    pub fn leaves_out(self, system: System, link: &Link) -> Option<&'static str> {
         use System::{Local, Memfs, Raw, Rclone};
         match (self, system) {
+            (Workload::Demand, Memfs) if link.line().is_none() => {
+                Some("all is there before there can be a fault")
+            }
             (Workload::Demand, Memfs) => None,
             (Workload::Demand, _) => Some("brings nothing in the background"),
             (Workload::Read | Workload::Write, Raw) => None,
@@ -80,12 +90,11 @@ pub struct Extent {
     pub sequential_max: Duration,
     /// So long random reads go on.
     pub random: Duration,
+    /// Random stores of `stores`.
+    pub stores: u64,
     /// A number for chance.
     pub seed: u64,
 }
-
-/// Random stores of `stores`.
-const STORES: u64 = 4096;
 
 /// Does it once.
 ///
@@ -100,8 +109,8 @@ pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec
             mount.unmount()?;
             Ok(vec![("map", speed)])
         }
-        Workload::Random => random(session, extent, 1),
-        Workload::Random8 => random(session, extent, 8),
+        Workload::Random => fault::run(session, extent, 1),
+        Workload::Random8 => fault::run(session, extent, 8),
         Workload::Write => write(session, extent),
         Workload::MapWrite => {
             let mount = session.mount(How::default())?;
@@ -109,7 +118,7 @@ pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec
             mount.unmount()?;
             Ok(vec![("map-write", speed)])
         }
-        Workload::Stores => stores(session, extent),
+        Workload::Stores => stores::run(session, extent),
         Workload::Mount => mount(session, extent),
         Workload::Remount => remount(session, extent),
         Workload::Demand => demand::run(session, extent),
@@ -168,22 +177,6 @@ fn read(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     Ok(measures)
 }
 
-fn random(session: &Session, extent: &Extent, threads: u64) -> Result<Vec<Measure>, String> {
-    let how = How {
-        demand: true,
-        ..How::default()
-    };
-    let mount = session.mount(how)?;
-    let outcome = Job::random(&mount.file, extent, threads).run(session)?;
-    mount.unmount()?;
-    let [p50, p99, rate] = match threads {
-        1 => ["random-p50", "random-p99", "random-rate"],
-        _ => ["random8-p50", "random8-p99", "random8-rate"],
-    };
-    let (median, tail) = outcome.latency.ok_or("fio tells no latencies")?;
-    Ok(vec![(p50, median), (p99, tail), (rate, outcome.rate)])
-}
-
 fn write(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     let names = ["write-cpu-client", "write-cpu-server"];
     let effort = Effort::begin(session);
@@ -202,22 +195,6 @@ fn write(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     }
     mount.unmount()?;
     Ok(measures)
-}
-
-fn stores(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
-    let region = Extent {
-        bytes: extent.region,
-        sequential_max: extent.sequential_max * 4, // all of it has to be present
-        ..*extent
-    };
-    let mount = session.mount(How::default())?;
-    let present = Job::read(&mount.file, &region).run(session)?;
-    if (present.bytes as u64) < region.bytes {
-        return Err("too slow to have its pages present in time".into());
-    }
-    let outcome = Job::stores(&mount.file, &region, STORES).run(session)?;
-    mount.unmount()?;
-    Ok(vec![("stores", outcome.seconds)])
 }
 
 fn mount(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
