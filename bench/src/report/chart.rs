@@ -21,7 +21,7 @@ const PANELS: [&str; 10] = [
     "again",
     "random-p50",
     "random8-rate",
-    "stores",
+    "stores-reopened",
     "mount",
     "remount",
 ];

@@ -65,6 +65,7 @@ pub const METRICS: &[Metric] = &[
     metric("random8-p99", "the same, 8 threads, p99", "µs"),
     metric("random8-rate", "the same, 8 threads", "faults/s"),
     metric("stores", "random mapped stores + msync", "stores/s"),
+    metric("stores-reopened", "the same after opening anew", "stores/s"),
     metric("mount", "mount", "ms"),
     metric("first-page", "first page of a known path", "ms"),
     metric("remount", "second mount, mapped read", "MiB/s"),

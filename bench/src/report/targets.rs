@@ -26,7 +26,8 @@ type Target = (&'static str, Floor);
 
 use Floor::{AtMost, Faster, Line, PerRoundTrip, Raw, RoundTrips, Times};
 
-/// Each in the terms of the metric.
+/// Each in the terms of the metric. Stores are those that open the file anew: what was measured when the
+/// targets were set.
 const LOOPBACK: &[Target] = &[
     ("read", Raw(0.75)),
     ("map", Raw(0.75)),
@@ -34,7 +35,7 @@ const LOOPBACK: &[Target] = &[
     ("random8-rate", Times(1.0, "sshfs-tuned", "random8-rate")),
     ("write", Raw(0.7)),
     ("map-write", Raw(0.7)),
-    ("stores", Times(1.0, "nbdfuse", "stores")),
+    ("stores-reopened", Times(1.0, "nbdfuse", "stores-reopened")),
     ("mount", AtMost(50.0)),
     ("first-page", AtMost(3.0)),
 ];
@@ -45,7 +46,7 @@ const NEAR: &[Target] = &[
     ("random8-rate", Times(1.0, "sshfs-tuned", "random8-rate")),
     ("write", Raw(0.75)),
     ("map-write", Raw(0.75)),
-    ("stores", Times(3.0, "nbdfuse", "stores")),
+    ("stores-reopened", Times(3.0, "nbdfuse", "stores-reopened")),
 ];
 const FAR: &[Target] = &[
     ("read", Line(0.9)),
@@ -54,7 +55,7 @@ const FAR: &[Target] = &[
     ("random8-rate", PerRoundTrip(7.0)),
     ("write", Line(0.9)),
     ("map-write", Line(0.9)),
-    ("stores", Times(20.0, "sshfs", "stores")),
+    ("stores-reopened", Times(20.0, "sshfs", "stores-reopened")),
     ("mount", RoundTrips(2.0, 50.0)),
     ("first-page", RoundTrips(1.0, 20.0)),
     ("demand-pull", Line(0.8)),

@@ -7,7 +7,7 @@
 //! | `random`, `random8` | reads of 4 KiB through a mapping, MADV_RANDOM, by 1 and 8 threads | latency, faults/s |
 //! | `write` | write(2) of 1 MiB, then fsync | MiB/s, processor time |
 //! | `map-write` | stores of 64 KiB through a mapping, then msync | MiB/s |
-//! | `stores` | 4096 random stores of 4 KiB to present pages (512 where it is quick and slow), then msync | stores/s |
+//! | `stores` | 4096 random stores of 4 KiB to present pages (512 where it is quick and slow), then msync; then the same after the file was opened anew | stores/s |
 //! | `mount` | mount, then the first page of a known path | milliseconds of both |
 //! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
 //! | `demand` | random faults while all else is brought in the background (memfs) | latency, MiB/s of the rest |
