@@ -118,7 +118,7 @@ impl Shared {
         }
         if !good {
             let whole = ByteRange::new(0, u64::MAX);
-            self.queue(super::kernel::Job::DropPages(node.no, whole));
+            self.drop_pages(node, whole);
         }
         good
     }
@@ -271,8 +271,7 @@ impl Replica {
             let mut dropped = Vec::new();
             region.update(|inner| inner.resized(at, size, &mut dropped))?;
             for run in dropped {
-                self.shared
-                    .queue(super::kernel::Job::DropPages(node.no, run.bytes()));
+                self.shared.drop_pages(node, run.bytes());
             }
             Ok(attr)
         });

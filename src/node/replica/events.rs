@@ -51,16 +51,20 @@ impl Shared {
                 Stale::Attributes => None,
                 Stale::Bytes { start, end } => Some(ByteRange::new(start, end)),
             };
+            // Before anything of it is seen: who opens the file from here on has the kernel drop its pages.
+            let dropping = u32::from(bytes.is_some());
+            node.drops.fetch_add(dropping, Ordering::AcqRel);
             node.invalidate(at, bytes.is_some());
             let region = node.region.lock().clone();
             if let (Some(range), Some(region)) = (bytes, &region) {
                 let mut dropped = Vec::new();
                 region.update(|inner| inner.core.handle_invalidate(at, range, &mut dropped));
             }
-            self.queue(match bytes {
-                Some(range) => Job::DropPages(node.no, range),
-                None => Job::DropAttributes(node.no),
-            });
+            match bytes {
+                Some(range) => self.drop_pages(&node, range),
+                None => self.queue(Job::DropAttributes(node.no)),
+            }
+            node.drops.fetch_sub(dropping, Ordering::AcqRel);
         }
         match self.kernel.get() {
             Some(kernel) => kernel.queue(Job::Taken(change)),
@@ -75,11 +79,25 @@ impl Shared {
         }
     }
 
+    /// Lets the kernel thread drop pages. Until it has, the kernel may not keep what it has of a file that is
+    /// opened: [`Shared::kernel_may_keep`].
+    pub(super) fn drop_pages(&self, node: &Arc<Node>, range: ByteRange) {
+        if let Some(kernel) = self.kernel.get() {
+            node.drops.fetch_add(1, Ordering::AcqRel);
+            kernel.queue(Job::DropPages(node.clone(), range));
+        }
+    }
+
+    /// Whether no page that the kernel has of a file is known to be stale.
+    pub(super) fn kernel_may_keep(&self, node: &Node) -> bool {
+        node.drops.load(Ordering::Acquire) == 0
+    }
+
     /// The kernel must not answer from its cache any more: every access comes here, and waits.
     fn revoke_kernel(&self) {
         for node in self.nodes.all() {
             if node.kind == crate::wire::Kind::File {
-                self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX)));
+                self.drop_pages(&node, ByteRange::new(0, u64::MAX));
             } else {
                 self.queue(Job::DropAttributes(node.no));
             }
@@ -149,7 +167,7 @@ impl Shared {
         });
         region.report_cut(cut);
         if !same {
-            self.queue(Job::DropPages(node.no, ByteRange::new(0, u64::MAX)));
+            self.drop_pages(node, ByteRange::new(0, u64::MAX));
         }
     }
 

@@ -56,7 +56,7 @@ impl Replica {
                 ) => {
                     let good = self.shared.adopt(&node, &attr, at);
                     let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
-                    Ok((handle, good))
+                    Ok((handle, good && self.shared.kernel_may_keep(&node)))
                 }
                 _ => Err(Errno::PROTO),
             }
@@ -86,7 +86,10 @@ impl Replica {
             handle: Some(remote),
         };
         match self.shared.link.read(request).await {
-            Ok((at, Answer::Attr(attr))) => Ok(Some((handle, self.shared.adopt(node, &attr, at)))),
+            Ok((at, Answer::Attr(attr))) => {
+                let good = self.shared.adopt(node, &attr, at);
+                Ok(Some((handle, good && self.shared.kernel_may_keep(node))))
+            }
             outcome => {
                 self.close(handle);
                 match outcome {
@@ -455,8 +458,7 @@ impl Replica {
             })?;
             region.count_copy(&self.shared);
         }
-        self.shared
-            .queue(super::kernel::Job::DropPages(node.no, whole));
+        self.shared.drop_pages(&node, whole);
         Ok(())
     }
 

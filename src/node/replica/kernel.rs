@@ -15,6 +15,7 @@
 //! Writing back has a second thread, because it opens the file through the mount, which is a request that may
 //! wait for the authority.
 
+use super::nodes::Node;
 use super::region::Region;
 use super::{KernelCache, NodeNo, Shared};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
@@ -31,7 +32,8 @@ const PUTS_WAITING_MAX: usize = 1024;
 /// A job for the kernel thread.
 pub(super) enum Job {
     DropAttributes(NodeNo),
-    DropPages(NodeNo, ByteRange),
+    /// See [`Shared::drop_pages`].
+    DropPages(Arc<Node>, ByteRange),
     Put(Weak<Region>, ByteRange),
     /// Everything before this has been done: the authority may be told.
     Taken(u64),
@@ -114,7 +116,10 @@ impl Worker {
             let waiting = self.waiting.fetch_sub(1, Ordering::Relaxed);
             match job {
                 Job::DropAttributes(node) => self.cache.drop_attributes(node),
-                Job::DropPages(node, range) => self.cache.drop_pages(node, range),
+                Job::DropPages(node, range) => {
+                    self.cache.drop_pages(node.no, range);
+                    node.drops.fetch_sub(1, Ordering::Release);
+                }
                 Job::Taken(change) => {
                     if let Some(shared) = self.shared.upgrade() {
                         shared.link.send_event(ReplicaEvent::Taken { change });

@@ -13,7 +13,7 @@ use crate::wire::{Attr, FileId, Kind, Name, RelPath, Stamp, Time};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Numbers from here on are given to nodes whose inode number is taken already.
 const NUMBERS_OWN: u64 = 1 << 63;
@@ -34,6 +34,8 @@ pub(super) struct Node {
     /// Newest tick seen in any answer about it: see [`crate::wire::ReplicaEvent::Forget`].
     pub seen: AtomicU64,
     pub state: Mutex<NodeState>,
+    /// Times that pages are still to be dropped from the kernel's cache.
+    pub drops: AtomicU32,
     /// The region of a regular file, while it is open or a copy of it is kept.
     pub region: Mutex<Option<Arc<Region>>>,
 }
@@ -95,6 +97,7 @@ impl Node {
             kind,
             lookups: AtomicU64::new(0),
             seen: AtomicU64::new(0),
+            drops: AtomicU32::new(0),
             state: Mutex::new(NodeState {
                 place,
                 attr: None,

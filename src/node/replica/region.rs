@@ -266,7 +266,7 @@ impl Region {
             self.count_copy(&shared);
             let dropped = dropped.iter().map(PageRange::bytes);
             for range in dropped.chain(zeroed) {
-                shared.queue(super::kernel::Job::DropPages(self.node.no, range));
+                shared.drop_pages(&self.node, range);
             }
         }
         self.changed.notify_waiters();
