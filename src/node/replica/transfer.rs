@@ -89,6 +89,7 @@ async fn pull_over(
     region.update(|inner| inner.adopt_size(at, size))?;
     let end = pull.range.end.min(size.max(pull.range.start));
     let mut landing = Landing {
+        shared,
         region,
         pull,
         at,
@@ -103,9 +104,6 @@ async fn pull_over(
             Frame::Zero(len) => landing.zeroes(u64::from(len), end)?,
         }
     }
-    shared
-        .pulled_bytes
-        .fetch_add(end - pull.range.start, Ordering::Relaxed);
     let zero_until = zero_until.min(size);
     if zero_until > end && end == pull.range.end {
         let mut wanted = Vec::new();
@@ -120,6 +118,7 @@ async fn pull_over(
 
 /// Lands what arrives page by page: frames need not end where pages do.
 struct Landing<'a> {
+    shared: &'a Shared,
     region: &'a Arc<Region>,
     pull: Pull,
     at: Tick,
@@ -162,6 +161,7 @@ impl Landing<'_> {
             let mut wanted = Vec::new();
             let range = ByteRange::new(from, whole);
             let (pull, at) = (self.pull.id, self.at);
+            self.count(range);
             self.region.update(|inner| {
                 inner.ensure_room(range.end)?;
                 inner.land_zeroes(pull, at, range, &mut wanted)
@@ -187,6 +187,7 @@ impl Landing<'_> {
         }
         let range = ByteRange::new(self.next, whole);
         let (pull, at) = (self.pull.id, self.at);
+        self.count(range);
         let mut wanted = Vec::new();
         let pieces = &self.pieces;
         self.region
@@ -195,6 +196,12 @@ impl Landing<'_> {
         self.next = whole;
         self.keep_last(self.held as usize);
         Ok(())
+    }
+
+    /// Before anybody who waits for it is woken.
+    fn count(&self, range: ByteRange) {
+        let pulled = &self.shared.pulled_bytes;
+        pulled.fetch_add(range.len(), Ordering::Relaxed);
     }
 
     /// Keeps the last `len` bytes of the pieces.
