@@ -397,6 +397,14 @@ async fn a_new_run_waits_for_replicas_of_the_one_before() {
     let at_a = a.lookup(ROOT, &name("file")).await.unwrap().node;
     write(&a, at_a, 0, b"not before").await;
     assert!(granted.elapsed() >= LEASE, "{:?}", granted.elapsed());
+
+    // Who says goodbye is not waited for.
+    let note = around.path().join("leases");
+    assert!(note.exists());
+    assert_eq!(a.shut_down(LEASE).await, []);
+    while note.exists() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

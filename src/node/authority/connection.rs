@@ -92,6 +92,8 @@ pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: Pu
         Ended::Goodbye => {
             tracing::info!(%peer, ?client, "a replica has said goodbye");
             service.sessions.end(&attachment, &service.coherence);
+            // Before it is told: a next run is not to wait for it.
+            service.blocking(|| service.note_leases()).await;
             connection.close(CLOSE_DONE, b"goodbye");
             return;
         }
