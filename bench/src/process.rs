@@ -135,6 +135,7 @@ pub fn run_within(command: &mut Command, log: &Path, patience: Duration) -> Resu
         Err(error) => {
             // One that waits for the kernel ends later, when its mount is gone.
             let _ = child.kill();
+            std::thread::spawn(move || child.wait());
             Err(error)
         }
     }
@@ -361,7 +362,7 @@ impl Drop for First {
         if let Some(folder) = &self.0 {
             // Back to where it came from, as far as that is known.
             let _ = fs::write(folder.with_file_name("cgroup.procs"), "0");
-            let _ = fs::remove_dir(folder);
+            remove_group(folder);
         }
     }
 }

@@ -249,7 +249,7 @@ impl Mount {
         run_within(&mut umount, &self.log, MOUNT_MAX)?;
         self.mounted = is_mounted(&self.point)?;
         if let Some(child) = &mut self.child {
-            wait_for("the end of the mount", PATIENCE, || {
+            wait_for("the end of the mount", MOUNT_MAX, || {
                 child.try_wait().map_err(|e| e.to_string())
             })?;
         }
