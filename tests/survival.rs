@@ -101,6 +101,7 @@ fn what_was_stored_through_a_mapping_survives_as_well() {
     let second = mount(&home, &serve.source(), "second");
     let there = || fs::read(served.join("file")).unwrap()[300_000..300_006] == *b"mapped";
     wait_until("it is pushed", there);
+    wait_until("the push is answered", || dirty_bytes(&second) == 0);
     second.unmount();
 }
 
