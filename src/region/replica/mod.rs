@@ -430,9 +430,9 @@ impl Replica {
         self.pulls.under_way_bytes() + self.pushes.under_way_bytes()
     }
 
-    /// Whether a sequential reader waits for what comes in: it asks for the pages as fast as they come.
-    pub fn is_reader_waiting(&self) -> bool {
-        self.pulls.is_reader_waiting()
+    /// Whether the last reader that met absent pages is a sequential one: it asks for many pages at a time.
+    pub fn is_read_in_order(&self) -> bool {
+        self.pulls.is_read_in_order()
     }
 
     /// Runs of present pages in `range`: what may be put into the kernel's page cache.

@@ -125,9 +125,9 @@ impl Pulls {
         self.background = Some(pages.end);
     }
 
-    /// A sequential reader waits for what comes in.
-    pub fn is_reader_waiting(&self) -> bool {
-        self.window > 0 && !self.waiters.is_empty()
+    /// The last reader that met absent pages reads one after the other.
+    pub fn is_read_in_order(&self) -> bool {
+        self.window > 0
     }
 
     pub fn waiter_gone(&mut self, id: WaiterId) {
