@@ -389,8 +389,11 @@ impl Replica {
 
     /// The next pull to make, demand first.
     pub fn poll_pull(&mut self) -> Option<Pull> {
+        // Whoever waits for a flush has nothing of the background's pulls.
+        let yielding = self.pushes.is_awaited();
+        let end = self.pull_end();
         self.pulls
-            .poll(&self.present, self.base_size, self.pull_end())
+            .poll(&self.present, self.base_size, end, yielding)
     }
 
     /// The next push to make, of at most `bytes_max` bytes (at least a page) and `extents_max` extents.

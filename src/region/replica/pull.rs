@@ -225,11 +225,13 @@ impl Pulls {
         self.woken.pop_front()
     }
 
-    /// The next pull of a region of `size` bytes, which may reach up to `end`: only waiters go there.
-    pub fn poll(&mut self, present: &PageSet, size: u64, end: u64) -> Option<Pull> {
+    /// The next pull of a region of `size` bytes, which may reach up to `end`: only waiters go there. If
+    /// `yielding`, one at a time of those that nobody waits for.
+    pub fn poll(&mut self, present: &PageSet, size: u64, end: u64, yielding: bool) -> Option<Pull> {
         let region = PageRange::new(0, pages_for(size));
         let (pages, source) = match self.next_demand(present, region) {
             Some(pages) => (pages, Source::Demand),
+            None if yielding && self.idle_bytes > 0 => return None,
             None => self.next_idle(present, region)?,
         };
         let id = self.next_id();

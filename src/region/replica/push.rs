@@ -220,6 +220,11 @@ impl Pushes {
         Some(id)
     }
 
+    /// Whether somebody waits for pushes.
+    pub fn is_awaited(&self) -> bool {
+        !self.flushes.is_empty()
+    }
+
     pub fn poll_flushed(&mut self) -> Option<(FlushId, Result<(), Failure>)> {
         self.flushed.pop_front()
     }

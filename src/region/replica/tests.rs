@@ -176,6 +176,23 @@ fn background_goes_to_the_end_and_is_bounded() {
 }
 
 #[test]
+fn the_background_goes_on_by_one_pull_at_a_time_while_a_flush_waits() {
+    let background = ReplicaConfig {
+        background: true,
+        ..CONFIG
+    };
+    let mut it = region(30, background);
+    it.fault(0, 1);
+    it.store(bytes(29, 30));
+    let flush = it.replica.handle_flush();
+    assert_eq!(it.pull_ranges(), [(0, 1, true), (1, 5, false)]);
+    let push = it.push();
+    it.pushed(push.id, 5);
+    assert_eq!(it.replica.poll_flushed(), flush.map(|id| (id, Ok(()))));
+    assert_eq!(it.pull_ranges(), [(5, 9, false)]);
+}
+
+#[test]
 fn a_sequential_reader_waits_for_the_background_and_another_does_not() {
     let background = ReplicaConfig {
         background: true,
