@@ -85,6 +85,7 @@ fn book() -> String {
     book.variants(&samples::set_times());
     book.variants(&samples::rename_modes());
     book.variants(&samples::accesses());
+    book.variants(&samples::learnings());
     book.variants(&samples::allocates());
     book.variants(&samples::xattr_modes());
     for header in samples::frame_headers() {

@@ -1,5 +1,6 @@
 //! `memfs serve`: let others mount a store.
 
+use super::control::private_directory;
 use super::{control, fail, print};
 use crate::node::authority::{self, AuthorityOptions};
 use crate::store::Store;
@@ -16,6 +17,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Where root keeps what is to be known to a next run.
+const ROOT_STATE: &str = "/var/lib/memfs";
 /// A one-shot server ends when nobody has come for so long.
 const ONCE_IDLE_MAX: Duration = Duration::from_secs(60);
 
@@ -37,6 +40,12 @@ pub struct Args {
     /// Show this key instead of this user's own; made if there is none
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// Do not remember in which order the parts of files are touched
+    ///
+    /// Without it that is kept in $XDG_STATE_HOME/memfs/order (~/.local/state, as root /var/lib), and files are
+    /// brought in that order to those who mount later.
+    #[arg(long)]
+    no_learn: bool,
     /// Serve one mount and end; how 'memfs mount HOST:DIR' starts this side
     #[arg(long)]
     once: bool,
@@ -89,6 +98,8 @@ fn serve(args: Args) -> Result<(), String> {
             read_only: args.read_only,
             once: args.once.then_some(ONCE_IDLE_MAX),
             leases: lease_note(&args),
+            learn: !args.no_learn,
+            orders: orders(&args),
             ..AuthorityOptions::default()
         };
         let serving = authority::serve(listener.clone(), store, options);
@@ -123,6 +134,27 @@ fn lease_note(args: &Args) -> Option<PathBuf> {
         }
         Err(error) => {
             tracing::warn!("who holds leases is not noted for a next run: {error}");
+            None
+        }
+    }
+}
+
+/// Where it is kept in which order files are touched. What is in memory is gone with its run.
+fn orders(args: &Args) -> Option<PathBuf> {
+    if args.no_learn || !matches!(args.store, StoreName::Directory(_)) {
+        return None;
+    }
+    let state = match std::env::var_os("XDG_STATE_HOME") {
+        Some(state) => PathBuf::from(state).join("memfs"),
+        None if rustix::process::geteuid().is_root() => ROOT_STATE.into(),
+        None => std::env::home_dir()?.join(".local/state/memfs"),
+    };
+    let path = Some(state).filter(|path| path.is_absolute())?.join("order");
+    match private_directory(&path) {
+        Ok(()) => Some(path),
+        Err(error) => {
+            let path = path.display();
+            tracing::info!("what is touched is not kept for a next run: {path}: {error}");
             None
         }
     }

@@ -9,6 +9,7 @@
 //! | [`Replica`] | region and replica | which pages are present, dirty, being pulled or pushed; who waits |
 //! | [`Authority`] | authority | who subscribes to which node; which changes wait for whom; leases |
 //! | [`Lease`] | replica | until when it may answer from its copies |
+//! | [`Order`] | region | in which order its parts were first touched |
 //!
 //! **The clock of changes.** The authority counts changes to anything it serves: one [`Tick`] each.
 //! An answer carries the tick that was current *before* it was made, an invalidation the tick of
@@ -17,11 +18,13 @@
 
 mod authority;
 mod lease;
+mod order;
 mod page_set;
 mod replica;
 
 pub use authority::{Authority, AuthorityEvent, ChangeId};
 pub use lease::Lease;
+pub use order::{ORDER_RUNS_MAX, Order};
 pub use page_set::PageSet;
 pub use replica::{
     Failure, FlushId, Pull, PullId, Push, PushId, Replica, ReplicaConfig, Residency, WaiterId,

@@ -3,8 +3,8 @@
 
 use super::node::*;
 use super::{Name, RelPath};
-use crate::region::{ClientId, Epoch, Tick};
-use crate::units::ByteRange;
+use crate::region::{ClientId, Epoch, ORDER_RUNS_MAX, Tick};
+use crate::units::{ByteRange, PageRange};
 use bincode::{Decode, Encode};
 
 /// First on the control stream. The same in every version.
@@ -258,6 +258,19 @@ pub enum ReadRequest {
         /// The client.
         by: ClientId,
     },
+    /// `Reply::Order`: in which order the region was touched by those who used it earlier.
+    Order {
+        /// A handle of the region.
+        handle: HandleId,
+    },
+    /// `Reply::Done`: programs on the replica's machine have touched this, in this order. For those who use the
+    /// region later.
+    Touched {
+        /// A handle of the region.
+        handle: HandleId,
+        /// At most [`ORDER_RUNS_MAX`].
+        runs: Vec<Pages>,
+    },
 }
 
 /// A request that changes something.
@@ -411,6 +424,42 @@ impl From<ByteRange> for Extent {
     }
 }
 
+/// A run of pages of a region ([`crate::units::PAGE_BYTES`] each). It may lie beyond the end, or be no run at all: a
+/// peer says so, and it is only ever taken for a hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Pages {
+    /// The first of them.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl From<Pages> for PageRange {
+    fn from(pages: Pages) -> PageRange {
+        PageRange::new(pages.first, pages.first.saturating_add(pages.count))
+    }
+}
+
+impl From<PageRange> for Pages {
+    fn from(range: PageRange) -> Pages {
+        Pages {
+            first: range.start,
+            count: range.len(),
+        }
+    }
+}
+
+/// What the authority remembers of the order in which a region is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Learning {
+    /// Nothing, and it does not want to: the region is small, or it was told not to.
+    Off,
+    /// Nothing yet.
+    New,
+    /// It can be asked for: [`ReadRequest::Order`].
+    Known,
+}
+
 /// A reply. `at` is the authority's clock of changes, read before the answer was made: a copy with
 /// this stamp has taken in every change up to it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -436,6 +485,8 @@ pub enum Answer {
         attr: Attr,
         /// Its epoch.
         epoch: Epoch,
+        /// Whether the order in which it is touched is known.
+        learning: Learning,
     },
     /// Some bytes.
     Bytes(Vec<u8>),
@@ -454,4 +505,9 @@ pub enum Answer {
         /// authority knows; at least the end of the range.
         zero_until: u64,
     },
+    /// First touched first; at most [`ORDER_RUNS_MAX`].
+    Order(Vec<Pages>),
 }
+
+// Two numbers of at most nine bytes each, and room to spare.
+const _: () = assert!(ORDER_RUNS_MAX * 20 < super::MESSAGE_BYTES_MAX);

@@ -39,13 +39,14 @@ variants! {
     Request { Read, Change }
     ReadRequest {
         Lookup, GetAttr, ReadLink, ReadDir, Open, Close, Pull, Seek, GetXattr, ListXattr, StatFs,
-        Only
+        Only, Order, Touched
     }
     ChangeRequest {
         SetAttr, Make, Create, Link, Remove, Rename, SetXattr, RemoveXattr, Allocate, Push, Sync,
         SyncDir
     }
-    Answer { Done, Attr, Opened, Bytes, Entries, Offset, StatFs, Pulled }
+    Answer { Done, Attr, Opened, Bytes, Entries, Offset, StatFs, Pulled, Order }
+    Learning { Off, New, Known }
     Kind { File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
     Make { File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
     SetTime { Now, At }
@@ -237,6 +238,11 @@ pub fn read_requests() -> Vec<ReadRequest> {
             after: Tick(70_000),
             by: ClientId(*b"0123456789abcdef"),
         },
+        ReadRequest::Order { handle: HANDLE },
+        ReadRequest::Touched {
+            handle: HANDLE,
+            runs: runs(),
+        },
     ]
 }
 
@@ -345,6 +351,7 @@ pub fn answers() -> Vec<Answer> {
             handle: HANDLE,
             attr: ATTR,
             epoch: Epoch(1),
+            learning: Learning::Known,
         },
         Answer::Bytes(b"target".to_vec()),
         Answer::Entries(vec![DirEntry {
@@ -366,7 +373,17 @@ pub fn answers() -> Vec<Answer> {
             size: 5_000_000_000,
             zero_until: 1 << 20,
         },
+        Answer::Order(runs()),
     ]
+}
+
+fn runs() -> Vec<Pages> {
+    let run = |(first, count)| Pages { first, count };
+    [(7, 1), (1 << 28, 300)].map(run).into()
+}
+
+pub fn learnings() -> Vec<Learning> {
+    vec![Learning::Off, Learning::New, Learning::Known]
 }
 
 pub fn replies() -> Vec<Reply> {

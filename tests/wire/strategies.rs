@@ -164,6 +164,11 @@ fn handle() -> Any<HandleId> {
     number().prop_map(HandleId).boxed()
 }
 
+fn runs() -> Any<Vec<Pages>> {
+    let run = (number(), number()).prop_map(|(first, count)| Pages { first, count });
+    vec(run, 0..300).boxed()
+}
+
 fn read_request() -> Any<ReadRequest> {
     let pull = (handle(), number(), number(), any::<(bool, bool)>());
     prop_oneof![
@@ -187,6 +192,7 @@ fn read_request() -> Any<ReadRequest> {
             data,
         }),
         (node(), bytes(255)).prop_map(|(node, name)| ReadRequest::GetXattr { node, name }),
+        (handle(), runs()).prop_map(|(handle, runs)| ReadRequest::Touched { handle, runs }),
     ]
     .boxed()
 }
@@ -295,14 +301,17 @@ pub fn request() -> Any<Request> {
 fn answer() -> Any<Answer> {
     let entry = (name(), attr(), 1..=u64::MAX);
     let entry = entry.prop_map(|(name, attr, cursor)| DirEntry { name, attr, cursor });
+    let opened = (handle(), attr(), number(), one_of(samples::learnings()));
     prop_oneof![
         one_of(samples::answers()),
         attr().prop_map(Answer::Attr),
-        (handle(), attr(), number()).prop_map(|(handle, attr, epoch)| Answer::Opened {
+        opened.prop_map(|(handle, attr, epoch, learning)| Answer::Opened {
             handle,
             attr,
             epoch: Epoch(epoch),
+            learning,
         }),
+        runs().prop_map(Answer::Order),
         bytes(4096).prop_map(Answer::Bytes),
         vec(entry, 0..50).prop_map(Answer::Entries),
         (number(), number()).prop_map(|(size, zero_until)| Answer::Pulled { size, zero_until }),

@@ -179,6 +179,18 @@ pub fn make_private(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// A directory that nobody else can look into, made if there is none, with those above it.
+///
+/// # Errors
+/// Where it is not this user's alone, or cannot be made.
+pub fn private_directory(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    check_private(&path.metadata()?)
+}
+
 /// That a directory is this user's alone.
 ///
 /// # Errors

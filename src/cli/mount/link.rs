@@ -160,6 +160,8 @@ async fn connect_inside(
         store,
         AuthorityOptions {
             read_only: options.read_only,
+            // There is no way to be saved.
+            learn: false,
             ..AuthorityOptions::default()
         },
     ));

@@ -42,6 +42,9 @@ pub struct Settings {
     /// Bring the rest of what was touched in the background, or only what is asked for
     #[arg(long, value_name = "HOW")]
     pub pull: Option<Pull>,
+    /// Do not bring files in the order in which they were touched before, nor tell it
+    #[arg(long)]
+    pub no_learn: bool,
     /// Fail with EIO what the other side does not answer within this time
     #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_negative_numbers = true, conflicts_with = "hard")]
     pub soft: Option<Duration>,
@@ -245,6 +248,7 @@ impl Settings {
             cache_size: self.cache_size.or(other.cache_size),
             push_interval: self.push_interval.or(other.push_interval),
             pull: self.pull.or(other.pull),
+            no_learn: self.no_learn || other.no_learn,
             soft: self.soft.or(other.soft),
             hard: self.hard || other.hard,
             offline: self.offline.or(other.offline),

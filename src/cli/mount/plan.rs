@@ -4,13 +4,13 @@ use super::Args;
 use super::link::Target;
 use super::options::{IdMap, KernelFlags, Pull, Settings};
 use super::source::Source;
+use crate::cli::control::private_directory;
 use crate::cli::serve::check_store_name;
 use crate::frontend::fuse::{Mounting, mounts};
 use crate::node::replica::{ReplicaOptions, SourceName};
 use crate::transport::ssh::split_command;
 use crate::wire::{Caller, RelPath};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// Where root's local copies are kept.
@@ -157,6 +157,7 @@ impl Plan {
             cache: self.cache()?,
             cache_bytes_max: settings.cache_size.unwrap_or(default.cache_bytes_max),
             background: settings.pull != Some(Pull::Demand),
+            learn: !settings.no_learn,
             push_interval: settings.push_interval.unwrap_or(default.push_interval),
             soft: settings.soft,
             compress: !settings.no_compress,
@@ -238,16 +239,6 @@ fn default_cache() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?;
     cache.is_absolute().then(|| cache.join("memfs"))
-}
-
-/// A directory that nobody else can look into, made if there is none.
-fn private_directory(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)?;
-    let metadata = path.metadata()?;
-    super::super::control::check_private(&metadata)
 }
 
 #[cfg(test)]

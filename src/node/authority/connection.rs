@@ -94,6 +94,7 @@ pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: Pu
             service.sessions.end(&attachment, &service.coherence);
             // Before it is told: a next run is not to wait for it.
             service.blocking(|| service.note_leases()).await;
+            service.blocking(|| service.orders.save()).await;
             connection.close(CLOSE_DONE, b"goodbye");
             return;
         }

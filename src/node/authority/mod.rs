@@ -19,6 +19,7 @@
 //! | `coherence` | the core under its lock: who is told of what, and who waits for whom |
 //! | `request` | one request stream: receiving it, applying it once, its reply |
 //! | `replies` | answers kept for requests that may come again |
+//! | `orders` | in which order files are touched |
 //! | `read`, `pull` | requests that change nothing |
 //! | `change`, `names`, `push` | requests that change something |
 //! | `known` | whose turn it is to change a node, and what it looked like afterwards |
@@ -36,6 +37,7 @@ mod known;
 mod leases;
 mod names;
 mod notice;
+mod orders;
 mod outbox;
 mod pull;
 mod push;
@@ -56,6 +58,7 @@ use coherence::Coherence;
 use known::{Known, Nodes};
 use leases::Leases;
 use notice::Notices;
+use orders::Orders;
 use parking_lot::Mutex;
 use quinn::VarInt;
 use session::Sessions;
@@ -131,6 +134,10 @@ pub struct AuthorityOptions {
     /// Where to note who holds leases, for the next run: else that one answers changes although a replica
     /// of this run may still read its copy.
     pub leases: Option<PathBuf>,
+    /// Remember in which order the parts of files are touched, for those who use them later.
+    pub learn: bool,
+    /// Where to keep that for next runs: a directory of this user's alone.
+    pub orders: Option<PathBuf>,
     /// How long handles and answers are kept for a replica whose connection is gone; at least the lease.
     pub linger: Duration,
 }
@@ -142,6 +149,8 @@ impl Default for AuthorityOptions {
             lease: Duration::from_secs(10),
             once: None,
             leases: None,
+            learn: true,
+            orders: None,
             linger: Duration::from_secs(600),
         }
     }
@@ -158,6 +167,8 @@ pub async fn serve(listener: Arc<Listener>, store: Arc<dyn Store>, options: Auth
     tasks.spawn(notice::run(service.clone()));
     let noting = service.clone();
     tasks.spawn(async move { noting.note_leases_again_and_again().await });
+    let saving = service.clone();
+    tasks.spawn(async move { saving.save_orders_again_and_again().await });
     let once = async {
         match service.options.once {
             Some(patience) => service.sessions.wait_once(patience).await,
@@ -181,6 +192,7 @@ pub async fn serve(listener: Arc<Listener>, store: Arc<dyn Store>, options: Auth
     // A task of a connection may still have to close it.
     listener.close();
     tasks.shutdown().await;
+    service.blocking(|| service.orders.save()).await;
 }
 
 /// Everything that the tasks of one authority share.
@@ -196,6 +208,7 @@ struct Service {
     coherence: Coherence,
     /// `None` where the next run is not to know.
     leases: Mutex<Option<Leases>>,
+    orders: Orders,
     /// For batches of pulls.
     buffers: Arc<Buffers>,
     /// One permit a connection that has not been let in.
@@ -239,6 +252,7 @@ impl Service {
             sessions: Sessions::new(options.once.is_some()),
             coherence,
             leases: Mutex::new(leases),
+            orders: Orders::new(options.learn, options.orders.take()),
             buffers: Buffers::new(pull::BATCH_BYTES as usize),
             greetings: Semaphore::new(GREETINGS_MAX),
             calls: Semaphore::new(CALLS_MAX),

@@ -94,10 +94,13 @@ impl Attached {
         });
         let Outcome { at, result, .. } = created.await;
         let opened = result.and_then(|(handle, kept)| {
+            let attr = kept.file.attr()?;
+            let learning = self.service.orders.learning(&attr);
             Ok(Answer::Opened {
                 handle,
-                attr: kept.file.attr()?,
+                attr,
                 epoch: EPOCH,
+                learning,
             })
         });
         reply(at, opened)

@@ -59,6 +59,15 @@ impl Attached {
                 reply(at, found.map(Answer::StatFs))
             }
             ReadRequest::Only { node, after, by } => self.only(&node, after, by).await,
+            ReadRequest::Order { handle } => {
+                let answer =
+                    |handle: &Handle| Ok(Answer::Order(service.orders.order(handle.node.id)));
+                service.blocking(|| self.hint(handle, answer)).await
+            }
+            ReadRequest::Touched { handle, runs } => {
+                let take = |handle: &Handle| service.touched(&*handle.file, &runs);
+                service.blocking(|| self.hint(handle, take)).await
+            }
             // Has frames, so it is served elsewhere.
             ReadRequest::Pull { .. } => reply(Tick(0), Err(Errno::INVAL)),
         }
@@ -120,10 +129,13 @@ impl Attached {
         });
         match opened.await {
             Ok((id, handle)) => self.of_handle(&handle, |file| {
+                let attr = file.attr()?;
+                let learning = self.service.orders.learning(&attr);
                 Ok(Answer::Opened {
                     handle: id,
-                    attr: file.attr()?,
+                    attr,
                     epoch: EPOCH,
+                    learning,
                 })
             }),
             Err(errno) => self.refuse(errno),
@@ -176,6 +188,13 @@ impl Attached {
             }),
             Err(errno) => self.refuse(errno),
         }
+    }
+
+    /// An answer about an open file on which nobody's copy depends.
+    fn hint(&self, id: HandleId, answer: impl FnOnce(&Handle) -> Result<Answer>) -> Reply {
+        let handle = self.session.handle(id);
+        let answer = handle.and_then(|handle| answer(&handle));
+        reply(self.service.coherence.mark().at, answer)
     }
 
     /// A handle of this very node. `EBADF`.

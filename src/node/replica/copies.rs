@@ -1,6 +1,7 @@
 //! Which regions there are, the authority's handles of them, and which local copies are kept.
 
 use super::files::OpenFile;
+use super::learn::Telling;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::transfer::{self, Broken};
@@ -8,7 +9,7 @@ use super::{HandleNo, Shared};
 use crate::region::{Epoch, ReplicaConfig, Tick};
 use crate::store::Result;
 use crate::units::ByteRange;
-use crate::wire::{Access, Answer, Attr, HandleId, ReadRequest};
+use crate::wire::{Access, Answer, Attr, HandleId, Pages, ReadRequest};
 use std::sync::Arc;
 
 /// Bytes of background pulls of one region under way at once.
@@ -94,11 +95,18 @@ impl Shared {
 
     /// Closes a handle at the authority; nobody waits.
     pub(super) fn close_remote(self: &Arc<Self>, remote: Remote) {
+        self.close_remote_telling(remote, Vec::new());
+    }
+
+    fn close_remote_telling(self: &Arc<Self>, remote: Remote, touched: Vec<Pages>) {
+        let telling = (!touched.is_empty()).then(|| Telling::new(self));
         let shared = self.clone();
         self.runtime.spawn(async move {
             if let Some(session) = shared.link.session_now()
                 && session.generation == remote.generation
             {
+                shared.tell(&session, remote.handle, touched).await;
+                drop(telling);
                 // Lost with its connection: the authority closes what its session leaves behind.
                 let request = ReadRequest::Close {
                     handle: remote.handle,
@@ -146,7 +154,7 @@ impl Shared {
             && !region.is_busy()
             && let Some(remote) = remote.take()
         {
-            self.close_remote(remote);
+            self.close_remote_telling(remote, region.touches.take());
         }
     }
 

@@ -191,6 +191,7 @@ impl Shared {
             handle,
             attr,
             epoch,
+            ..
         } = answer
         else {
             return None;

@@ -52,10 +52,15 @@ impl Replica {
                         handle,
                         attr,
                         epoch,
+                        learning,
                     },
                 ) => {
                     let good = self.shared.adopt(&node, &attr, at);
                     let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
+                    let region = node.region.lock().clone();
+                    if let Some(region) = region {
+                        self.shared.learn(&region, learning);
+                    }
                     Ok((handle, good && self.shared.kernel_may_keep(&node)))
                 }
                 _ => Err(Errno::PROTO),

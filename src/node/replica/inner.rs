@@ -49,6 +49,8 @@ pub(super) struct Inner {
     /// Handles open on this mount, and those of them open for writing.
     pub opens: u32,
     pub writers: u32,
+    /// What is touched is to be seen: the kernel is not given what comes in the background.
+    pub learning: bool,
     /// The kernel thread is putting pages: nobody may begin to write meanwhile.
     pub putting: bool,
     /// Pushes under way, as they are recorded.
@@ -77,6 +79,7 @@ impl Inner {
             pulls: 0,
             opens: 0,
             writers: 0,
+            learning: false,
             putting: false,
             pushing: [None; PUSHES_MAX],
             pushed_at: Tick(0),

@@ -13,6 +13,7 @@
 //! | `unsynced` | what was pushed and may be lost again |
 //! | `events` | invalidations, and what follows a lost link |
 //! | `kernel` | keeping the kernel's cache coherent |
+//! | `learn` | in which order regions are touched |
 //! | `status` | what is going on; the end |
 //!
 //! Calls that may have to wait for the authority are `async` and finish at their first poll where everything
@@ -30,6 +31,7 @@ mod files;
 mod inner;
 mod keeper;
 mod kernel;
+mod learn;
 mod link;
 mod names;
 mod nodes;
@@ -91,6 +93,8 @@ pub struct ReplicaOptions {
     pub cache_bytes_max: u64,
     /// Pull what nobody has asked for yet.
     pub background: bool,
+    /// Have the authority remember in which order files are touched, and pull ahead in that order.
+    pub learn: bool,
     /// A store through a mapping leaves within this time.
     pub push_interval: Duration,
     /// `--soft`: give `EIO` after this time without an answer; `None`: wait (`--hard`).
@@ -110,6 +114,7 @@ impl Default for ReplicaOptions {
             source: SourceName::Key,
             cache_bytes_max: 16 << 30,
             background: true,
+            learn: true,
             push_interval: Duration::from_secs(1),
             soft: None,
             compress: true,
@@ -192,6 +197,8 @@ pub(crate) struct Shared {
     /// Copies are being given up.
     making_room: AtomicBool,
     uses: AtomicU64,
+    /// Tasks that tell what was touched.
+    telling: watch::Sender<usize>,
     pulled_bytes: AtomicU64,
     pushed_bytes: AtomicU64,
 }
@@ -238,11 +245,15 @@ impl Replica {
             copy_bytes: AtomicU64::new(0),
             making_room: AtomicBool::new(false),
             uses: AtomicU64::new(0),
+            telling: watch::Sender::new(0),
             pulled_bytes: AtomicU64::new(0),
             pushed_bytes: AtomicU64::new(0),
         });
         tokio::spawn(events::take_in(Arc::downgrade(&shared), events));
         tokio::spawn(status::push_at_intervals(Arc::downgrade(&shared), interval));
+        if shared.options.learn {
+            tokio::spawn(learn::tell_at_intervals(Arc::downgrade(&shared)));
+        }
         shared.look_through_cache();
         let replica = Arc::new(Replica { shared });
         replica.recover().await;

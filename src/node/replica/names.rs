@@ -149,6 +149,7 @@ impl Replica {
                         handle,
                         attr,
                         epoch,
+                        ..
                     },
                 ) => {
                     let entry = self.found(&dir, name, &attr, at);

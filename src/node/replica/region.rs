@@ -11,6 +11,7 @@
 //! [`Region::drive`], which starts the pulls and pushes the core now asks for and wakes those it names.
 
 use super::inner::Inner;
+use super::learn::Touches;
 use super::nodes::Node;
 use super::{Shared, transfer};
 use crate::region::{Failure, PullId, Push};
@@ -38,6 +39,7 @@ pub(super) struct Region {
     /// Tells those who wait for pushes to end, for room, or for the kernel thread.
     pub changed: Notify,
     last_used: AtomicU64,
+    pub touches: Touches,
 }
 
 /// A handle at the authority.
@@ -57,6 +59,7 @@ impl Region {
             remote: tokio::sync::Mutex::new(None),
             changed: Notify::new(),
             last_used: AtomicU64::new(0),
+            touches: Touches::default(),
         }
     }
 
@@ -109,6 +112,7 @@ impl Region {
             return None;
         }
         inner.clock.note(range);
+        self.touches.note(range);
         Some(
             inner
                 .copy

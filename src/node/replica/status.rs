@@ -110,6 +110,7 @@ impl Replica {
         for flush in flushes.collect::<Vec<_>>() {
             left.extend(flush.await.ok().flatten());
         }
+        self.say_last_word().await;
         self.shared.finish_recording().await;
         self.shared.link.close(Duration::from_secs(2)).await;
         self.close_cache().await;

@@ -22,13 +22,15 @@
 //! An answer under way may be too old for a page that has changed since: see [`stale`].
 
 mod kept;
+mod learned;
 mod past;
+mod predict;
 mod pull;
 mod push;
 mod size;
 mod stale;
 
-use super::{Epoch, PageSet, Tick};
+use super::{Epoch, Order, PageSet, Tick};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange, REGION_BYTES_MAX, pages_for};
 use kept::Touched;
 use past::Past;
@@ -385,6 +387,17 @@ impl Replica {
     /// Turns pulling of what nobody asked for on or off (a full cache).
     pub fn set_background(&mut self, on: bool) {
         self.pulls.set_background(on);
+    }
+
+    /// The order in which an earlier use has touched the region is asked for: nothing is pulled in the
+    /// background until it is told.
+    pub fn expect_order(&mut self) {
+        self.pulls.expect_order();
+    }
+
+    /// That order, an empty one if there is none: the background goes along it.
+    pub fn handle_order(&mut self, order: &Order) {
+        self.pulls.learn(order);
     }
 
     /// The next pull to make, demand first.

@@ -1,22 +1,26 @@
 //! What to bring in next, and who waits for it.
 //!
-//! Four sources, in this order:
+//! Five sources, in this order:
 //!
 //! 1. **Waiters**: each knows which of its pages have not arrived since it began. It asks for those
-//!    that no pull for a waiter has under way, nor the oldest of the others: that one is next in
-//!    line anyhow, what is behind it would come too late. A sequential reader waits for all of the
+//!    that no pull for a waiter has under way, nor the oldest of the others: those are next in
+//!    line anyhow, what is behind them would come too late. A sequential reader waits for all of the
 //!    others: they come in its own order.
-//! 2. **Read-ahead**: a fault at or just behind the end of the last one, or of what was read ahead,
-//!    doubles how far is read ahead; any other fault ends it.
+//! 2. **Read-ahead**: of the streams of access that faults are seen to form ([`super::predict`]).
 //! 3. **Wanted**: what somebody asked for without waiting, and what a pull did not bring that was
 //!    made for nobody.
-//! 4. **Background**: from the end of the last fault to the end of the region.
+//! 4. **Learned**: what an earlier use has touched, in that order ([`super::learned`]), from the first fault on.
+//!    Many small ones are under way at once.
+//! 5. **Background**: from the end of the last fault to the end of the region. It waits for an order that has
+//!    been asked for.
 //!
 //! Nothing is queued twice: the sources say what is missing, the pulls under way say what has been
 //! asked for. So a pull that failed, or came too late, is made again by being no longer under way.
 
+use super::learned::Learned;
+use super::predict::Streams;
 use super::{Failure, Pull, PullId, ReplicaConfig, WaiterId};
-use crate::region::PageSet;
+use crate::region::{Order, PageSet};
 use crate::units::{PAGE_BYTES, PageRange, pages_for};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -33,8 +37,12 @@ enum Source {
     /// A waiter, or read-ahead for one.
     Demand,
     Wanted,
+    Learned,
     Background,
 }
+
+/// Learned pulls under way, at most: far fewer than a connection may have requests.
+const LEARNED_MAX: usize = 256;
 
 #[derive(Debug)]
 struct Waiter {
@@ -44,6 +52,8 @@ struct Waiter {
     missing: PageSet,
     /// A wider pull was refused: ask for no more than its pages.
     exact: bool,
+    /// All that is under way comes in its own order.
+    sequential: bool,
 }
 
 /// See the module.
@@ -54,23 +64,25 @@ pub(super) struct Pulls {
     pulls_made: u64,
     /// Bytes of those under way that nobody waits for.
     idle_bytes: u64,
+    /// How many of those are learned.
+    learned_count: usize,
     waiters: BTreeMap<WaiterId, Waiter>,
     waiters_made: u64,
     /// Waiters that may have something to ask for.
     asking: BTreeSet<WaiterId>,
     woken: VecDeque<(WaiterId, Result<(), Failure>)>,
-    /// The last fault.
-    last: PageRange,
-    /// How far was read ahead of it, in pages.
-    window: u64,
-    /// What of that has not been asked for yet.
-    ahead: PageRange,
+    streams: Streams,
+    /// The last fault was that of a reader that goes forward.
+    sequential: bool,
+    /// There was a fault.
+    touched: bool,
     wanted: PageSet,
     /// Where the background goes on.
     background: Option<u64>,
+    learned: Option<Learned>,
+    /// It has been asked for.
+    learning: bool,
 }
-
-const NO_PAGES: PageRange = PageRange::new(0, 0);
 
 impl Pulls {
     pub fn new(config: ReplicaConfig) -> Pulls {
@@ -79,15 +91,18 @@ impl Pulls {
             under_way: BTreeMap::new(),
             pulls_made: 0,
             idle_bytes: 0,
+            learned_count: 0,
             waiters: BTreeMap::new(),
             waiters_made: 0,
             asking: BTreeSet::new(),
             woken: VecDeque::new(),
-            last: NO_PAGES,
-            window: 0,
-            ahead: NO_PAGES,
+            streams: Streams::new(config.read_ahead_bytes_max / PAGE_BYTES),
+            sequential: false,
+            touched: false,
             wanted: PageSet::new(),
             background: None,
+            learned: None,
+            learning: false,
         }
     }
 
@@ -99,6 +114,7 @@ impl Pulls {
             pages,
             missing,
             exact: false,
+            sequential: self.sequential,
         };
         self.waiters.insert(id, waiter);
         self.asking.insert(id);
@@ -107,27 +123,28 @@ impl Pulls {
 
     /// A reader has come to pages that are not all here: what may it want next?
     pub fn follow(&mut self, pages: PageRange) {
-        let reach = self.last.end + self.window + pages.len();
-        let follows = !self.last.is_empty()
-            && self.last.start <= pages.start
-            && self.last.end < pages.end
-            && pages.start <= reach;
-        self.window = match self.window {
-            _ if !follows => 0,
-            0 => pages.len(),
-            window => window * 2,
-        };
-        self.window = self
-            .window
-            .min(self.config.read_ahead_bytes_max / PAGE_BYTES);
-        self.ahead = PageRange::new(pages.end, pages.end + self.window);
-        self.last = pages;
+        self.sequential = self.streams.follow(pages);
+        self.touched = true;
         self.background = Some(pages.end);
+        if let Some(learned) = &mut self.learned {
+            learned.follow(pages);
+        }
     }
 
     /// The last reader that met absent pages reads one after the other.
     pub fn is_read_in_order(&self) -> bool {
-        self.window > 0
+        self.sequential
+    }
+
+    /// The order of an earlier use is asked for.
+    pub fn expect_order(&mut self) {
+        self.learning = true;
+    }
+
+    /// Here it is, perhaps an empty one.
+    pub fn learn(&mut self, order: &Order) {
+        self.learning = false;
+        self.learned = Some(Learned::new(order));
     }
 
     pub fn waiter_gone(&mut self, id: WaiterId) {
@@ -195,9 +212,11 @@ impl Pulls {
             return self.ask_again(&pull, present, size);
         }
         self.wanted.remove(pull.pages);
-        (self.window, self.ahead) = (0, NO_PAGES);
-        if pull.source == Source::Background {
-            self.background = None;
+        self.streams.clear();
+        match pull.source {
+            Source::Background => self.background = None,
+            Source::Learned => self.learned = None,
+            Source::Demand | Source::Wanted => {}
         }
         let (asking, woken) = (&mut self.asking, &mut self.woken);
         self.waiters.retain(|&id, waiter| {
@@ -239,6 +258,7 @@ impl Pulls {
         let demand = source == Source::Demand;
         self.pulls_made += 1;
         self.idle_bytes += if demand { 0 } else { range.len() };
+        self.learned_count += usize::from(source == Source::Learned);
         let bytes = range.len();
         let pull = Pulling {
             pages,
@@ -252,10 +272,9 @@ impl Pulls {
     fn next_demand(&mut self, present: &PageSet, region: PageRange) -> Option<PageRange> {
         let asked = self.next_asked(present, region);
         asked.or_else(|| {
-            let ahead = self.first_absent(present, self.ahead.intersect(region));
-            let ahead = ahead.map(|run| self.clip(run));
-            self.ahead = ahead.map_or(NO_PAGES, |run| PageRange::new(run.end, self.ahead.end));
-            ahead
+            let pages_max = (self.config.pull_bytes_max / PAGE_BYTES).max(1);
+            let absent = absent(&self.under_way, present, region);
+            self.streams.next(pages_max, absent)
         })
     }
 
@@ -264,17 +283,14 @@ impl Pulls {
         if self.asking.is_empty() {
             return None;
         }
-        let sequential = self.window > 0;
-        let mut pulls = self.under_way.iter();
-        let oldest_idle = pulls.find(|(_, pull)| pull.source != Source::Demand);
-        let oldest_idle = oldest_idle.map(|(&id, _)| id);
+        let soon = self.soon();
         while let Some(&id) = self.asking.first() {
             let missing = self.waiters.get(&id).and_then(|waiter| {
                 let comes = |id, pull: &Pulling| {
-                    sequential || pull.source == Source::Demand || Some(id) == oldest_idle
+                    waiter.sequential || pull.source == Source::Demand || id <= soon
                 };
                 let mut runs = waiter.missing.runs();
-                let run = runs.find_map(|run| self.not_under_way(run, comes));
+                let run = runs.find_map(|run| not_under_way(&self.under_way, run, comes));
                 run.map(|run| (run, waiter.exact))
             });
             match missing {
@@ -286,18 +302,28 @@ impl Pulls {
         None
     }
 
+    /// The last pull that nobody waits for and that comes about as soon as one made now: what nobody waits
+    /// for before it is less than one pull may have.
+    fn soon(&self) -> PullId {
+        let mut before = 0;
+        let mut soon = PullId(0);
+        for (&id, pull) in &self.under_way {
+            if pull.source != Source::Demand {
+                if before >= self.config.pull_bytes_max {
+                    break;
+                }
+                before += pull.bytes;
+                soon = id;
+            }
+        }
+        soon
+    }
+
     /// Adds what is to be read ahead right behind `run`.
     fn widen(&mut self, run: PageRange, present: &PageSet, region: PageRange) -> PageRange {
-        let ahead = self.first_absent(present, self.ahead.intersect(region));
-        let room = self.clip(PageRange::new(run.start, u64::MAX)).end;
-        match ahead {
-            Some(ahead) if ahead.start == run.end && run.end < room => {
-                let end = ahead.end.min(room);
-                self.ahead = PageRange::new(end, self.ahead.end);
-                PageRange::new(run.start, end)
-            }
-            _ => run,
-        }
+        let end = self.clip(PageRange::new(run.start, u64::MAX)).end;
+        let absent = absent(&self.under_way, present, region);
+        self.streams.widen(run, end, absent)
     }
 
     /// The next pull that nobody waits for.
@@ -307,24 +333,26 @@ impl Pulls {
         if self.idle_bytes > 0 && self.idle_bytes.saturating_add(each) > bytes_max {
             return None;
         }
-        let wanted = self.wanted.runs_in(region);
-        let run = wanted
-            .filter_map(|run| self.first_absent(present, run))
-            .next();
-        if let Some(run) = run {
+        let absent = absent(&self.under_way, present, region);
+        if let Some(run) = self.wanted.runs_in(region).find_map(&absent) {
             return Some((clip(run, each), Source::Wanted));
         }
-        let from = self.background.filter(|_| self.config.background)?;
-        let run = self.first_absent(present, PageRange::new(from, region.end));
+        if !self.config.background || !self.touched || self.learning {
+            return None;
+        }
+        if let Some(learned) = &mut self.learned {
+            if self.learned_count >= LEARNED_MAX {
+                return None;
+            }
+            if let Some(run) = learned.next(&absent) {
+                return Some((clip(run, each), Source::Learned));
+            }
+            self.learned = None;
+        }
+        let run = absent(PageRange::new(self.background?, u64::MAX));
         let run = run.map(|run| clip(run, each));
         self.background = run.map(|run| run.end);
         run.map(|run| (run, Source::Background))
-    }
-
-    /// The first part of `pages` that is neither here nor under way.
-    fn first_absent(&self, present: &PageSet, pages: PageRange) -> Option<PageRange> {
-        let mut gaps = present.gaps_in(pages);
-        gaps.find_map(|gap| self.not_under_way(gap, |_, _| true))
     }
 
     /// As much of the start of `pages` as one pull may have.
@@ -332,36 +360,12 @@ impl Pulls {
         clip(pages, self.config.pull_bytes_max)
     }
 
-    /// The first part of `pages` that no pull has under way of those that `counts`.
-    fn not_under_way(
-        &self,
-        pages: PageRange,
-        counts: impl Fn(PullId, &Pulling) -> bool,
-    ) -> Option<PageRange> {
-        let pulls = || {
-            self.under_way
-                .iter()
-                .filter(|&(&id, pull)| counts(id, pull))
-        };
-        let mut start = pages.start;
-        let covering = |start| {
-            let covers = |pages: PageRange| pages.start <= start && start < pages.end;
-            pulls().find(|(_, pull)| covers(pull.pages))
-        };
-        while let Some((_, pull)) = covering(start) {
-            start = pull.pages.end;
-        }
-        let next = pulls().map(|(_, pull)| pull.pages.start);
-        let end = next.filter(|&next| next > start).min();
-        let run = PageRange::new(start, pages.end.min(end.unwrap_or(u64::MAX)));
-        (!run.is_empty()).then_some(run)
-    }
-
     fn end(&mut self, id: PullId) -> Option<Pulling> {
         let pull = self.under_way.remove(&id)?;
         if pull.source != Source::Demand {
             self.idle_bytes -= pull.bytes;
         }
+        self.learned_count -= usize::from(pull.source == Source::Learned);
         Some(pull)
     }
 
@@ -380,6 +384,11 @@ impl Pulls {
     }
 
     #[cfg(test)]
+    pub fn pages(&self, id: PullId) -> PageRange {
+        self.under_way[&id].pages
+    }
+
+    #[cfg(test)]
     pub fn is_idle(&self) -> bool {
         self.under_way.is_empty()
             && self.idle_bytes == 0
@@ -394,4 +403,37 @@ impl Pulls {
 fn clip(pages: PageRange, bytes_max: u64) -> PageRange {
     let pages_max = (bytes_max / PAGE_BYTES).max(1);
     PageRange::new(pages.start, pages.end.min(pages.start + pages_max))
+}
+
+/// Finds the first part of its argument that is in `region` and neither here nor under way.
+fn absent(
+    under_way: &BTreeMap<PullId, Pulling>,
+    present: &PageSet,
+    region: PageRange,
+) -> impl Fn(PageRange) -> Option<PageRange> {
+    move |pages| {
+        let mut gaps = present.gaps_in(pages.intersect(region));
+        gaps.find_map(|gap| not_under_way(under_way, gap, |_, _| true))
+    }
+}
+
+/// The first part of `pages` that no pull has under way of those that `counts`.
+fn not_under_way(
+    under_way: &BTreeMap<PullId, Pulling>,
+    pages: PageRange,
+    counts: impl Fn(PullId, &Pulling) -> bool,
+) -> Option<PageRange> {
+    let pulls = || under_way.iter().filter(|&(&id, pull)| counts(id, pull));
+    let mut start = pages.start;
+    let covering = |start| {
+        let covers = |pages: PageRange| pages.start <= start && start < pages.end;
+        pulls().find(|(_, pull)| covers(pull.pages))
+    };
+    while let Some((_, pull)) = covering(start) {
+        start = pull.pages.end;
+    }
+    let next = pulls().map(|(_, pull)| pull.pages.start);
+    let end = next.filter(|&next| next > start).min();
+    let run = PageRange::new(start, pages.end.min(end.unwrap_or(u64::MAX)));
+    (!run.is_empty()).then_some(run)
 }

@@ -4,7 +4,7 @@ use super::Random;
 use super::mount::{Link, Mount};
 use super::world::{CELLS, Cells, LEASE, PAGES, Reply, Up, World};
 use crate::region::ClientId;
-use crate::units::PAGE_BYTES;
+use crate::units::{PAGE_BYTES, PageRange};
 use std::time::Duration;
 
 const STEPS: u64 = 150;
@@ -41,6 +41,7 @@ enum Step {
     Abandon,
     GiveUp,
     Background,
+    Learn,
     WriteThere,
     Time,
     LongTime,
@@ -49,7 +50,7 @@ enum Step {
 }
 
 /// Each with how often it happens, usually.
-const STEP_WEIGHTS: [(Step, u64); 18] = [
+const STEP_WEIGHTS: [(Step, u64); 19] = [
     (Step::Deliver, 50),
     (Step::Land, 25),
     (Step::Push, 15),
@@ -63,6 +64,7 @@ const STEP_WEIGHTS: [(Step, u64); 18] = [
     (Step::Abandon, 1),
     (Step::GiveUp, 3),
     (Step::Background, 1),
+    (Step::Learn, 2),
     (Step::WriteThere, 2),
     (Step::Time, 4),
     (Step::LongTime, 1),
@@ -178,6 +180,17 @@ impl Schedule {
             Step::Background => {
                 if let Some(core) = &mut mount.core {
                     core.set_background(random.percent(50));
+                }
+            }
+            Step::Learn => {
+                // Sometimes it is asked for and does not come for long.
+                if let Some(core) = &mut mount.core {
+                    core.expect_order();
+                    if random.percent(70) {
+                        let run = |_| PageRange::new(random.below(20), random.below(20));
+                        let order = (0..10).map(run).collect();
+                        core.handle_order(&order);
+                    }
                 }
             }
             Step::WriteThere => world.write_there(range),

@@ -346,6 +346,7 @@ pub fn opened(answer: Result<Answer, i32>) -> (HandleId, Attr) {
             handle,
             attr,
             epoch,
+            ..
         }) => {
             assert_eq!(epoch, EPOCH);
             (handle, attr)
