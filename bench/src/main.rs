@@ -47,6 +47,8 @@ enum Command {
     Fault(workloads::FaultArgs),
     #[command(hide = true)]
     Stores(workloads::StoresArgs),
+    #[command(hide = true)]
+    Scatter(workloads::ScatterArgs),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Touch(args) => workloads::touch(&args),
         Command::Fault(args) => workloads::fault(&args),
         Command::Stores(args) => workloads::stores(&args),
+        Command::Scatter(args) => workloads::scatter(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -61,14 +61,21 @@ pub fn mount(session: &Session, mount: &mut Mount, how: How) -> Result<(), Strin
     umount.arg("umount").arg(&mount.point);
     mount.umount = Some(umount);
 
+    let cache = place.room.join("cache");
+    if how.cold && cache.exists() {
+        std::fs::remove_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
+    }
     let mut command = session.command(Side::Client, place.memfs);
     at_home(&mut command, place.home);
     command.args(["mount", "--server-key", &session.key, "--identity"]);
     command.arg(identity(place.home));
-    command.arg("--cache").arg(place.room.join("cache"));
+    command.arg("--cache").arg(cache);
     command.arg("--log").arg(session.log("mount-daemon"));
     if how.demand {
         command.args(["--pull", "demand"]);
+    }
+    if how.forgetful {
+        command.arg("--no-learn");
     }
     if how.read_only {
         command.arg("--read-only");

@@ -98,6 +98,10 @@ pub struct How {
     pub demand: bool,
     /// Refuse changes.
     pub read_only: bool,
+    /// Without the cache of earlier mounts (memfs).
+    pub cold: bool,
+    /// Do without what is learned of earlier uses (memfs).
+    pub forgetful: bool,
 }
 
 /// A server, and what may mount it.

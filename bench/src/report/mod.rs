@@ -86,6 +86,18 @@ pub const METRICS: &[Metric] = &[
     metric("demand-p50", "fault beside a background pull, p50", "ms"),
     metric("demand-p99", "fault beside a background pull, p99", "ms"),
     metric("demand-pull", "background pull beside faults", "MiB/s"),
+    metric("learned", "2000 scattered places, touched before", "s"),
+    metric(
+        "learned-first",
+        "2000 scattered places, the first time",
+        "s",
+    ),
+    metric(
+        "learned-without",
+        "2000 scattered places, nothing learned",
+        "s",
+    ),
+    metric("learned-times", "the same: so many times sooner", "×"),
     metric(
         "read-cpu-client",
         "read(2): processor, mounting side",

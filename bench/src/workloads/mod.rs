@@ -11,6 +11,7 @@
 //! | `mount` | mount, then the first page of a known path | milliseconds of both |
 //! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
 //! | `demand` | random faults while all else is brought in the background (memfs) | latency, MiB/s of the rest |
+//! | `learned` | 2000 scattered pages of a 1 GiB file, where another mount has touched them before (memfs) | seconds, and without that |
 //!
 //! fio does what is sequential. Single pages are touched by programs of our own: with several threads fio
 //! 3.33 maps the beginning of the file for all of them, whatever their offsets are; and where a system
@@ -19,10 +20,12 @@
 mod demand;
 mod fault;
 mod fio;
+mod learned;
 mod stores;
 
 pub use demand::{TouchArgs, touch};
 pub use fault::{FaultArgs, fault};
+pub use learned::{ScatterArgs, scatter};
 pub use stores::{StoresArgs, stores};
 
 use crate::link::Link;
@@ -56,6 +59,8 @@ pub enum Workload {
     Remount,
     /// Faults beside a background pull
     Demand,
+    /// Scattered places that were touched before
+    Learned,
 }
 
 impl Workload {
@@ -68,6 +73,11 @@ impl Workload {
             }
             (Workload::Demand, Memfs) => None,
             (Workload::Demand, _) => Some("brings nothing in the background"),
+            (Workload::Learned, Memfs) if link.line().is_none() => {
+                Some("a round trip costs next to nothing")
+            }
+            (Workload::Learned, Memfs) => None,
+            (Workload::Learned, _) => Some("learns nothing"),
             (Workload::Read | Workload::Write, Raw) => None,
             (_, Raw) => Some("mounts nothing"),
             (Workload::Mount | Workload::Remount, Local) => Some("is no mount"),
@@ -122,6 +132,7 @@ pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec
         Workload::Mount => mount(session, extent),
         Workload::Remount => remount(session, extent),
         Workload::Demand => demand::run(session, extent),
+        Workload::Learned => learned::run(session, extent),
     }
 }
 

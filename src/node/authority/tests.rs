@@ -7,5 +7,6 @@ mod filter;
 mod local;
 mod meddling;
 mod metadata;
+mod orders;
 mod sessions;
 mod transfer;

@@ -195,3 +195,69 @@ fn what_comes_soon_of_a_learned_order_is_waited_for() {
     it.fault(50, 51);
     assert_eq!(it.pull_ranges(), [(50, 51, true)], "a pull is before it");
 }
+
+/// A fault somewhere, or several in a row as streams make them.
+fn walk() -> impl Strategy<Value = Vec<(u64, u64)>> {
+    (0..200u64, -9..9i64, 1..9i64, 1..4u64).prop_map(|(start, step, count, len)| {
+        let at = |count| start as i64 + count * step;
+        let places = (0..count).map(at).filter(|&at| at >= 0);
+        places.map(|at| (at as u64, at as u64 + len)).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Whatever streams there are and whatever order was learned: who waits is woken once, what has
+    /// arrived by then is what is there, no page lands twice, and nothing is asked for past the end.
+    #[test]
+    fn what_is_read_is_what_is_there_however_it_is_predicted(
+        walks in prop::collection::vec(walk(), 1..12),
+        learned in prop::collection::vec((0..250u64, 0..20u64), 0..20),
+        background in any::<bool>(),
+        patience in 0..12usize,
+    ) {
+        const PAGES: u64 = 180;
+        let mut it = region(PAGES, ReplicaConfig { background, ..CONFIG });
+        let mut copy = [None; PAGES as usize];
+        let mut waiting: Vec<(WaiterId, u64, u64)> = Vec::new();
+        let mut under_way = Vec::new();
+        let order = learned.iter().map(|&(start, len)| PageRange::new(start, start + len));
+        it.replica.expect_order();
+        for (number, (start, end)) in walks.into_iter().flatten().enumerate() {
+            if number == patience {
+                it.replica.handle_order(&order.clone().collect());
+            }
+            let fault = it.replica.handle_fault(it.now, bytes(start, end));
+            match fault {
+                Residency::Wait(waiter) => waiting.push((waiter, start, end.min(PAGES))),
+                Residency::Present => (start..end.min(PAGES)).for_each(|page| {
+                    assert_eq!(copy[page as usize], Some(page));
+                }),
+            }
+            under_way.extend(it.pulls());
+            // Some of them are answered, any first.
+            while under_way.len() > patience {
+                let (id, start, end, _) = under_way.swap_remove(number % under_way.len());
+                prop_assert!(start < end && end <= PAGES);
+                for wanted in it.land(id, 1, start, end) {
+                    let pages = wanted.pages_touched();
+                    for page in pages.start..pages.end {
+                        prop_assert_eq!(copy[page as usize].replace(page), None);
+                    }
+                }
+                it.replica.handle_pulled(id);
+                under_way.extend(it.pulls());
+            }
+            for (waiter, outcome) in it.woken() {
+                prop_assert_eq!(outcome, Ok(()));
+                let known = waiting.iter().position(|&(id, ..)| id == waiter).unwrap();
+                let (_, start, end) = waiting.swap_remove(known);
+                prop_assert!((start..end).all(|page| copy[page as usize] == Some(page)));
+            }
+            if under_way.is_empty() {
+                prop_assert!(waiting.is_empty());
+            }
+        }
+    }
+}
