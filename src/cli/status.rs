@@ -3,7 +3,7 @@
 use super::control::{Client, Event, MountStatus, Request, find};
 use super::{complain, fail, try_print};
 use crate::frontend::fuse::mounts::{self, Mount};
-use crate::node::replica::{LinkState, RegionStatus};
+use crate::node::replica::{LinkState, RegionStatus, Status};
 use crate::units::format_size;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -170,19 +170,7 @@ fn describe(
         format_size(replica.pushed_bytes),
         rate(replica.pushed_bytes, |old| old.replica.pushed_bytes)
     )?;
-    let last = match replica.copies_last {
-        true => "",
-        false => ", which end with this mount",
-    };
-    let copies = format_size(replica.copy_bytes);
-    writeln!(text, "  copies   {copies}{last}")?;
-    if !replica.conflicts.is_empty() {
-        let count = replica.conflicts.len();
-        writeln!(
-            text,
-            "  kept     of {count} files that others have changed ('memfs conflicts' lists them)"
-        )?;
-    }
+    describe_copies(text, replica)?;
     if replica.waiting > 0 {
         writeln!(text, "  waiting  {} requests", replica.waiting)?;
     }
@@ -196,6 +184,31 @@ fn describe(
         writeln!(
             text,
             "  and copies of {count} closed files, {bytes} (--all lists them)"
+        )?;
+    }
+    Ok(())
+}
+
+fn describe_copies(text: &mut String, replica: &Status) -> std::fmt::Result {
+    if replica.hash_bytes > 0 {
+        let (found, by) = (replica.confirmed_bytes, replica.hash_bytes);
+        let (found, by) = (format_size(found), format_size(by));
+        writeln!(
+            text,
+            "  same     {found} of older copies, as {by} of hashes told"
+        )?;
+    }
+    let last = match replica.copies_last {
+        true => "",
+        false => ", which end with this mount",
+    };
+    let copies = format_size(replica.copy_bytes);
+    writeln!(text, "  copies   {copies}{last}")?;
+    if !replica.conflicts.is_empty() {
+        let count = replica.conflicts.len();
+        writeln!(
+            text,
+            "  kept     of {count} files that others have changed ('memfs conflicts' lists them)"
         )?;
     }
     Ok(())

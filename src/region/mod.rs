@@ -27,7 +27,8 @@ pub use lease::Lease;
 pub use order::{ORDER_RUNS_MAX, Order};
 pub use page_set::PageSet;
 pub use replica::{
-    Failure, FlushId, Pull, PullId, Push, PushId, Replica, ReplicaConfig, Residency, WaiterId,
+    Compared, Comparison, ComparisonId, Failure, FlushId, Pull, PullId, Push, PushId, Replica,
+    ReplicaConfig, Residency, WaiterId,
 };
 
 use bincode::{Decode, Encode};

@@ -271,6 +271,18 @@ pub enum ReadRequest {
         /// At most [`ORDER_RUNS_MAX`].
         runs: Vec<Pages>,
     },
+    /// `Reply::Hashed`: what the bytes of some extents hash to, unit by unit. For a replica that holds bytes which
+    /// may still be the region's.
+    Hashes {
+        /// A handle of the region.
+        handle: HandleId,
+        /// Ascending, not empty, apart; each begins at a page. At most [`super::HASH_EXTENTS_MAX`] of them and
+        /// [`super::HASHED_BYTES_MAX`] bytes in all.
+        extents: Vec<Extent>,
+        /// Bytes of a unit: whole pages, at most [`super::HASH_UNIT_BYTES_MAX`]. Each extent is cut into units
+        /// from its start; the last may be shorter.
+        unit: u32,
+    },
 }
 
 /// A request that changes something.
@@ -507,6 +519,25 @@ pub enum Answer {
     },
     /// First touched first; at most [`ORDER_RUNS_MAX`].
     Order(Vec<Pages>),
+    /// Hashes of units of a region.
+    Hashed {
+        /// Size of the region: what lies past it of an extent is left out.
+        size: u64,
+        /// One of each unit, in order.
+        hashes: Vec<Hash>,
+    },
+}
+
+/// The BLAKE3 of some bytes. Nothing else tells whether two pages are the same, also where somebody has made them
+/// to be mixed up: so it is a cryptographic one, and all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// Of these bytes.
+    pub fn of(bytes: &[u8]) -> Hash {
+        Hash(*blake3::hash(bytes).as_bytes())
+    }
 }
 
 // Two numbers of at most nine bytes each, and room to spare.

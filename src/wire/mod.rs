@@ -36,6 +36,12 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const TRANSFER_BYTES_MAX: u64 = 4 << 20;
 /// The most extents one push may name.
 pub const PUSH_EXTENTS_MAX: usize = 256;
+/// The most extents of which hashes may be asked for at once.
+pub const HASH_EXTENTS_MAX: usize = 256;
+/// The most bytes of which hashes may be asked for at once.
+pub const HASHED_BYTES_MAX: u64 = 4 << 20;
+/// The most bytes that one hash may be of.
+pub const HASH_UNIT_BYTES_MAX: u32 = 64 << 10;
 /// The most entries one `ReadDir` reply may hold.
 pub const DIR_ENTRIES_MAX: usize = 1024;
 /// The most components a path may have: each takes two bytes at the least.

@@ -39,13 +39,13 @@ variants! {
     Request { Read, Change }
     ReadRequest {
         Lookup, GetAttr, ReadLink, ReadDir, Open, Close, Pull, Seek, GetXattr, ListXattr, StatFs,
-        Only, Order, Touched
+        Only, Order, Touched, Hashes
     }
     ChangeRequest {
         SetAttr, Make, Create, Link, Remove, Rename, SetXattr, RemoveXattr, Allocate, Push, Sync,
         SyncDir
     }
-    Answer { Done, Attr, Opened, Bytes, Entries, Offset, StatFs, Pulled, Order }
+    Answer { Done, Attr, Opened, Bytes, Entries, Offset, StatFs, Pulled, Order, Hashed }
     Learning { Off, New, Known }
     Kind { File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
     Make { File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
@@ -243,6 +243,20 @@ pub fn read_requests() -> Vec<ReadRequest> {
             handle: HANDLE,
             runs: runs(),
         },
+        ReadRequest::Hashes {
+            handle: HANDLE,
+            extents: vec![
+                Extent {
+                    start: 0,
+                    end: 4096,
+                },
+                Extent {
+                    start: 1 << 30,
+                    end: (1 << 30) + 5000,
+                },
+            ],
+            unit: HASH_UNIT_BYTES_MAX,
+        },
     ]
 }
 
@@ -374,6 +388,10 @@ pub fn answers() -> Vec<Answer> {
             zero_until: 1 << 20,
         },
         Answer::Order(runs()),
+        Answer::Hashed {
+            size: 5_000_000_000,
+            hashes: vec![Hash::of(b""), Hash::of(b"abc")],
+        },
     ]
 }
 

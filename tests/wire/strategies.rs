@@ -171,6 +171,8 @@ fn runs() -> Any<Vec<Pages>> {
 
 fn read_request() -> Any<ReadRequest> {
     let pull = (handle(), number(), number(), any::<(bool, bool)>());
+    let extent = (number(), number()).prop_map(|(start, end)| Extent { start, end });
+    let hashes = (handle(), vec(extent, 0..=HASH_EXTENTS_MAX), any::<u32>());
     prop_oneof![
         one_of(samples::read_requests()),
         (node(), name()).prop_map(|(dir, name)| ReadRequest::Lookup { dir, name }),
@@ -193,6 +195,11 @@ fn read_request() -> Any<ReadRequest> {
         }),
         (node(), bytes(255)).prop_map(|(node, name)| ReadRequest::GetXattr { node, name }),
         (handle(), runs()).prop_map(|(handle, runs)| ReadRequest::Touched { handle, runs }),
+        hashes.prop_map(|(handle, extents, unit)| ReadRequest::Hashes {
+            handle,
+            extents,
+            unit,
+        }),
     ]
     .boxed()
 }
@@ -315,6 +322,10 @@ fn answer() -> Any<Answer> {
         bytes(4096).prop_map(Answer::Bytes),
         vec(entry, 0..50).prop_map(Answer::Entries),
         (number(), number()).prop_map(|(size, zero_until)| Answer::Pulled { size, zero_until }),
+        (number(), vec(any::<[u8; 32]>(), 0..1500)).prop_map(|(size, hashes)| Answer::Hashed {
+            size,
+            hashes: hashes.into_iter().map(Hash).collect(),
+        }),
     ]
     .boxed()
 }

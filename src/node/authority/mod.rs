@@ -20,7 +20,7 @@
 //! | `request` | one request stream: receiving it, applying it once, its reply |
 //! | `replies` | answers kept for requests that may come again |
 //! | `orders` | in which order files are touched |
-//! | `read`, `pull` | requests that change nothing |
+//! | `read`, `pull`, `hashes` | requests that change nothing |
 //! | `change`, `names`, `push` | requests that change something |
 //! | `known` | whose turn it is to change a node, and what it looked like afterwards |
 //! | `tree`, `notice` | parts of the store, and changes made to them by other programs |
@@ -33,6 +33,7 @@ mod buffers;
 mod change;
 mod coherence;
 mod connection;
+mod hashes;
 mod known;
 mod leases;
 mod names;
@@ -215,6 +216,8 @@ struct Service {
     greetings: Semaphore,
     /// One permit a call to the store that may take long.
     calls: Semaphore,
+    /// One permit a slice that is hashed.
+    hashing: Semaphore,
     /// Other threads go on where one blocks.
     threads: bool,
     /// A thread makes calls to the store in place.
@@ -256,6 +259,7 @@ impl Service {
             buffers: Buffers::new(pull::BATCH_BYTES as usize),
             greetings: Semaphore::new(GREETINGS_MAX),
             calls: Semaphore::new(CALLS_MAX),
+            hashing: Semaphore::new(half_the_processors()),
             threads: flavor == tokio::runtime::RuntimeFlavor::MultiThread,
             in_place: AtomicBool::new(false),
             options,
@@ -313,6 +317,11 @@ impl Service {
         }
         known.learn(stamp);
     }
+}
+
+/// At least one.
+fn half_the_processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |all| (all.get() / 2).max(1))
 }
 
 /// All of a node of this kind. A stamp that differs may always mean other bytes, also where only the

@@ -68,6 +68,11 @@ impl Attached {
                 let take = |handle: &Handle| service.touched(&*handle.file, &runs);
                 service.blocking(|| self.hint(handle, take)).await
             }
+            ReadRequest::Hashes {
+                handle,
+                extents,
+                unit,
+            } => self.hashes(handle, &extents, unit).await,
             // Has frames, so it is served elsewhere.
             ReadRequest::Pull { .. } => reply(Tick(0), Err(Errno::INVAL)),
         }

@@ -53,6 +53,8 @@ pub(super) struct Session {
     pub push_room: Semaphore,
     /// One permit a byte read for pulls and not yet sent: those somebody waits for, and the others.
     pub pull_room: [Semaphore; 2],
+    /// For who asks for hashes.
+    pub hashing: Semaphore,
     link: Mutex<Link>,
 }
 
@@ -80,6 +82,7 @@ impl Session {
             running: Arc::new(Semaphore::new(REQUESTS_RUNNING_MAX)),
             push_room: Semaphore::new(PUSH_ROOM_BYTES),
             pull_room: [(); 2].map(|()| Semaphore::new(PULL_ROOM_BYTES)),
+            hashing: Semaphore::new(1),
             link: Mutex::new(Link {
                 generation: 0,
                 connection: None,

@@ -430,6 +430,17 @@ impl Replica {
             0,
             file.region.look(|inner| inner.core.size()),
         ));
+        // What is here from before is compared first.
+        file.region.update(|inner| inner.core.handle_compare(range));
+        self.bounded(async {
+            let pages = range.pages_touched();
+            let compared = file
+                .region
+                .wait_until(|inner| !inner.core.old().intersects(pages));
+            compared.await;
+            Ok(())
+        })
+        .await?;
         let mut coming = VecDeque::new();
         let (mut asked, mut here) = (range.start, range.start);
         while here < range.end {

@@ -46,6 +46,7 @@ pub(super) struct Inner {
     pub hold: u32,
     pub pushes: usize,
     pub pulls: usize,
+    pub comparisons: usize,
     /// Handles open on this mount, and those of them open for writing.
     pub opens: u32,
     pub writers: u32,
@@ -77,6 +78,7 @@ impl Inner {
             hold: 0,
             pushes: 0,
             pulls: 0,
+            comparisons: 0,
             opens: 0,
             writers: 0,
             learning: false,
@@ -89,7 +91,8 @@ impl Inner {
     }
 
     pub fn is_busy(&self) -> bool {
-        self.opens > 0 || self.core.dirty_pages() > 0 || self.pushes > 0 || self.pulls > 0
+        let transfers = self.pushes + self.pulls + self.comparisons;
+        self.opens > 0 || self.core.dirty_pages() > 0 || transfers > 0
     }
 
     /// Makes the copy reach to `end`, by steps.
@@ -105,6 +108,20 @@ impl Inner {
         }
         self.clock.extend(self.copy.len());
         Ok(())
+    }
+
+    /// Copies bytes of the copy, zeroes where it does not reach, in place of what the buffer holds.
+    pub fn copy_out(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.clear();
+        let here = range.intersect(ByteRange::new(0, self.copy.len()));
+        let len = here.len() as usize;
+        let copied = self
+            .copy
+            .with_bytes(here.start.min(self.copy.len()), len, |bytes| {
+                buffer.extend_from_slice(bytes)
+            });
+        buffer.resize(range.len() as usize, 0);
+        copied.map_err(io_errno)
     }
 
     /// Stores bytes that the core can take, and tells it.

@@ -10,6 +10,7 @@
 //! | `copies` | which regions and copies there are |
 //! | `cache` | copies that outlive the mount, and room for them |
 //! | `transfer` | pull and push tasks |
+//! | `compare` | comparing bytes from before with the authority's |
 //! | `unsynced` | what was pushed and may be lost again |
 //! | `events` | invalidations, and what follows a lost link |
 //! | `kernel` | keeping the kernel's cache coherent |
@@ -25,6 +26,7 @@
 
 mod attrs;
 mod cache;
+mod compare;
 mod copies;
 mod events;
 mod files;
@@ -201,6 +203,11 @@ pub(crate) struct Shared {
     telling: watch::Sender<usize>,
     pulled_bytes: AtomicU64,
     pushed_bytes: AtomicU64,
+    /// Found to be the authority's by comparing hashes, and bytes of hashes received for that.
+    confirmed_bytes: AtomicU64,
+    hash_bytes: AtomicU64,
+    /// One permit who hashes.
+    hashing: tokio::sync::Semaphore,
 }
 
 impl Replica {
@@ -248,6 +255,9 @@ impl Replica {
             telling: watch::Sender::new(0),
             pulled_bytes: AtomicU64::new(0),
             pushed_bytes: AtomicU64::new(0),
+            confirmed_bytes: AtomicU64::new(0),
+            hash_bytes: AtomicU64::new(0),
+            hashing: tokio::sync::Semaphore::new(1),
         });
         tokio::spawn(events::take_in(Arc::downgrade(&shared), events));
         tokio::spawn(status::push_at_intervals(Arc::downgrade(&shared), interval));

@@ -13,11 +13,11 @@
 use super::inner::Inner;
 use super::learn::Touches;
 use super::nodes::Node;
-use super::{Shared, transfer};
-use crate::region::{Failure, PullId, Push};
+use super::{Shared, compare, transfer};
+use crate::region::{Compared, ComparisonId, Failure, PullId, Push};
 use crate::store::{Errno, Result};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
-use crate::wire::{Access, HandleId};
+use crate::wire::{Access, HASHED_BYTES_MAX, HandleId};
 use parking_lot::{RwLock, RwLockWriteGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -237,6 +237,15 @@ impl Region {
         self.changed.notify_waiters();
     }
 
+    /// A comparison has ended.
+    pub fn comparison_ended(self: &Arc<Self>, comparison: ComparisonId, outcome: Compared) {
+        self.update(|inner| {
+            inner.comparisons -= 1;
+            inner.core.handle_compared(comparison, outcome);
+        });
+        self.changed.notify_waiters();
+    }
+
     /// A push task has ended.
     pub fn push_ended(
         self: &Arc<Self>,
@@ -299,6 +308,15 @@ impl Region {
             if let Some(sender) = inner.flushes.remove(&flush) {
                 let _ = sender.send(outcome.map_err(failure_errno));
             }
+        }
+        while inner.opens > 0
+            && inner.comparisons < compare::COMPARISONS_MAX
+            && let Some(comparison) =
+                (inner.core).poll_comparison(HASHED_BYTES_MAX, compare::RUNS_MAX)
+        {
+            inner.comparisons += 1;
+            let compare = compare::compare(self.clone(), comparison);
+            shared.runtime.spawn(compare);
         }
         while let Some(pull) = inner.core.poll_pull() {
             inner.pulls += 1;

@@ -35,6 +35,10 @@ pub struct Status {
     pub pulled_bytes: u64,
     /// Bytes pushed since the mount.
     pub pushed_bytes: u64,
+    /// Bytes of copies from before that were found to be the authority's, by hashes, since the mount.
+    pub confirmed_bytes: u64,
+    /// Bytes of hashes that came for that.
+    pub hash_bytes: u64,
     /// Requests that are waiting for the authority.
     pub waiting: u64,
     /// Bytes that all copies take.
@@ -77,6 +81,8 @@ impl Replica {
             rtt_us: shared.link.rtt().map_or(0, |rtt| rtt.as_micros() as u64),
             pulled_bytes: shared.pulled_bytes.load(Ordering::Relaxed),
             pushed_bytes: shared.pushed_bytes.load(Ordering::Relaxed),
+            confirmed_bytes: shared.confirmed_bytes.load(Ordering::Relaxed),
+            hash_bytes: shared.hash_bytes.load(Ordering::Relaxed),
             waiting: shared.link.waiting.load(Ordering::Relaxed),
             copy_bytes: shared.copy_bytes.load(Ordering::Relaxed),
             copies_last: shared.cache.is_some(),

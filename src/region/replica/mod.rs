@@ -19,8 +19,10 @@
 //! Pages past the authority's size are zero without anybody's help; only dirty and pushing ones are
 //! in `present`. When the end moves down, the caller is told what it has to make zero ([`size`]).
 //!
-//! An answer under way may be too old for a page that has changed since: see [`stale`].
+//! An answer under way may be too old for a page that has changed since: see [`stale`]. Absent pages of which
+//! the local copy has bytes from before become present by comparing hashes as well: see [`compare`].
 
+mod compare;
 mod kept;
 mod learned;
 mod past;
@@ -29,6 +31,8 @@ mod pull;
 mod push;
 mod size;
 mod stale;
+
+pub use compare::{Compared, Comparison, ComparisonId};
 
 use super::{Epoch, Order, PageSet, Tick};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange, REGION_BYTES_MAX, pages_for};
@@ -243,11 +247,7 @@ impl Replica {
         if !self.pulls.is_under_way(pull) {
             return;
         }
-        let end = match range.end {
-            end if end >= self.base_size => pages_for(self.base_size),
-            end => end / PAGE_BYTES,
-        };
-        let pages = PageRange::new(range.start.div_ceil(PAGE_BYTES), end);
+        let pages = self.covered(range);
         let mut landing: Vec<PageRange> = self.present.gaps_in(pages).collect();
         if let Some(too_old) = self.stale.too_old(pages, at) {
             let fresh = landing.iter().flat_map(|&run| too_old.gaps_in(run));
@@ -332,13 +332,18 @@ impl Replica {
     }
 
     /// Bytes have changed at the authority, by somebody else's hand, at `at`. What is dirty here
-    /// stays, and what is being pushed until it is known which came last.
+    /// stays, and what is being pushed until it is known which came last. Where it is not known what has changed
+    /// (all up to the end), what is dropped is old from now on: most of it may be the same.
     pub fn handle_invalidate(&mut self, at: Tick, range: ByteRange, dropped: &mut Vec<PageRange>) {
         let pages = range.pages_touched();
         self.doubt_size(at, range);
         self.mark_stale(pages, at);
         self.pushes.changed(pages, at);
+        let from = dropped.len();
         self.drop_clean(pages, at, dropped);
+        if range.end == u64::MAX {
+            self.handle_old(&dropped[from..].iter().copied().collect());
+        }
     }
 
     /// The connection is a new one to an authority that does not know this replica any more: ticks
@@ -361,17 +366,21 @@ impl Replica {
         if !same {
             let all = PageRange::new(0, u64::MAX);
             self.pushes.changed(all, at);
+            let from = dropped.len();
             self.drop_clean(all, at, dropped);
+            self.handle_old(&dropped[from..].iter().copied().collect());
         }
         self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
         self.settle_doubt(at);
     }
 
-    /// Drop what is clean in `range` (`memfs forget`).
+    /// Drop what is clean in `range`, and what is old (`memfs forget`).
     pub fn handle_forget(&mut self, range: ByteRange, dropped: &mut Vec<PageRange>) {
         let pages = range.pages_touched();
         self.pulls.do_not_want(pages);
         self.drop_clean(pages, Tick(0), dropped);
+        dropped.extend(self.pulls.old.pages.runs_in(pages));
+        self.pulls.old.leave(pages);
     }
 
     /// Somebody waits until everything dirty now has been pushed; `None` if nothing is.
@@ -474,9 +483,17 @@ impl Replica {
     /// As for each pull under way: the link broke.
     #[cfg(test)]
     pub(super) fn fail_pulls(&mut self) {
-        while let Some(pull) = self.pulls.oldest() {
-            self.handle_pull_failed(pull, Failure::Link);
-        }
+        self.pulls.all_failed(&self.present, self.base_size);
+        self.stale.expire(None);
+    }
+
+    /// The pages that `range` covers whole, or up to the region's size.
+    fn covered(&self, range: ByteRange) -> PageRange {
+        let end = match range.end {
+            end if end >= self.base_size => pages_for(self.base_size),
+            end => end / PAGE_BYTES,
+        };
+        PageRange::new(range.start.div_ceil(PAGE_BYTES), end)
     }
 
     /// The pages of `range` that have to be pulled unless they are present.

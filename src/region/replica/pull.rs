@@ -16,7 +16,10 @@
 //!
 //! Nothing is queued twice: the sources say what is missing, the pulls under way say what has been
 //! asked for. So a pull that failed, or came too late, is made again by being no longer under way.
+//!
+//! Old pages ([`super::compare`]) are compared instead, except for waiters.
 
+use super::compare::{AHEAD_PAGES, Compared, Old};
 use super::learned::Learned;
 use super::predict::Streams;
 use super::{Failure, Pull, PullId, ReplicaConfig, WaiterId};
@@ -54,6 +57,8 @@ struct Waiter {
     exact: bool,
     /// All that is under way comes in its own order.
     sequential: bool,
+    /// What is being compared comes as well.
+    near: bool,
 }
 
 /// See the module.
@@ -82,7 +87,12 @@ pub(super) struct Pulls {
     learned: Option<Learned>,
     /// It has been asked for.
     learning: bool,
+    /// What is compared before it is pulled.
+    pub old: Old,
 }
+
+/// For those who do not wait for comparisons.
+static NONE: PageSet = PageSet::new();
 
 impl Pulls {
     pub fn new(config: ReplicaConfig) -> Pulls {
@@ -103,6 +113,7 @@ impl Pulls {
             background: None,
             learned: None,
             learning: false,
+            old: Old::default(),
         }
     }
 
@@ -115,6 +126,7 @@ impl Pulls {
             missing,
             exact: false,
             sequential: self.sequential,
+            near: self.old.is_near,
         };
         self.waiters.insert(id, waiter);
         self.asking.insert(id);
@@ -124,6 +136,7 @@ impl Pulls {
     /// A reader has come to pages that are not all here: what may it want next?
     pub fn follow(&mut self, pages: PageRange) {
         self.sequential = self.streams.follow(pages);
+        self.old.follow(pages);
         self.touched = true;
         self.background = Some(pages.end);
         if let Some(learned) = &mut self.learned {
@@ -168,6 +181,7 @@ impl Pulls {
     /// These pages are here now, or are not to be had any more.
     pub fn arrived(&mut self, pages: PageRange) {
         self.wanted.remove(pages);
+        self.old.leave(pages);
         let (asking, woken) = (&mut self.asking, &mut self.woken);
         self.waiters.retain(|&id, waiter| {
             waiter.missing.remove(pages);
@@ -184,11 +198,13 @@ impl Pulls {
         self.under_way.contains_key(&id)
     }
 
+    /// The oldest pull or comparison under way.
     pub fn oldest(&self) -> Option<PullId> {
-        self.under_way.first_key_value().map(|(&id, _)| id)
+        let pull = self.under_way.first_key_value().map(|(&id, _)| id);
+        pull.into_iter().chain(self.old.oldest()).min()
     }
 
-    /// What the next pull will be called.
+    /// What the next pull or comparison will be called.
     pub fn next_id(&self) -> PullId {
         PullId(self.pulls_made + 1)
     }
@@ -237,7 +253,52 @@ impl Pulls {
     pub fn all_failed(&mut self, present: &PageSet, size: u64) {
         while let Some(id) = self.oldest() {
             self.failed(id, Failure::Link, present, size);
+            self.compared(id, Compared::Link, size);
         }
+    }
+
+    /// The next comparison to make: of what is wanted, of what the background would pull, or of what is ahead of
+    /// a sequential reader.
+    pub fn compare(&mut self, pages_max: u64, runs_max: usize) -> Option<(PullId, Vec<PageRange>)> {
+        if self.old.pages.len() == self.old.comparing.len() {
+            return None;
+        }
+        let next = |scope| {
+            let pages = self.old.next_in(scope, pages_max, runs_max);
+            (!pages.is_empty()).then_some(pages)
+        };
+        let wanted = self.wanted.runs().find_map(next);
+        let pages = wanted.or_else(|| {
+            let end = match self.config.background {
+                _ if self.old.last.is_empty() => return None,
+                true => u64::MAX,
+                false if self.old.is_near => self.old.last.end + AHEAD_PAGES,
+                false => return None,
+            };
+            next(PageRange::new(self.old.last.start, end))
+        })?;
+        let id = self.next_id();
+        self.pulls_made += 1;
+        self.old.begin(id, &pages);
+        Some((id, pages))
+    }
+
+    /// A comparison has ended. What was not confirmed is wanted: it would have been pulled but for that.
+    pub fn compared(&mut self, id: PullId, outcome: Compared, size: u64) {
+        let Some(left) = self.old.end(id) else {
+            return;
+        };
+        for run in left.runs() {
+            if outcome != Compared::Link {
+                self.old.leave(run);
+            }
+            if outcome == Compared::Done {
+                self.wanted
+                    .insert(run.intersect(PageRange::new(0, pages_for(size))));
+            }
+        }
+        // Also of pages that have left it meanwhile.
+        self.asking.extend(self.waiters.keys());
     }
 
     pub fn poll_woken(&mut self) -> Option<(WaiterId, Result<(), Failure>)> {
@@ -273,7 +334,7 @@ impl Pulls {
         let asked = self.next_asked(present, region);
         asked.or_else(|| {
             let pages_max = (self.config.pull_bytes_max / PAGE_BYTES).max(1);
-            let absent = absent(&self.under_way, present, region);
+            let absent = absent(&self.under_way, [present, &self.old.pages], region);
             self.streams.next(pages_max, absent)
         })
     }
@@ -289,7 +350,12 @@ impl Pulls {
                 let comes = |id, pull: &Pulling| {
                     waiter.sequential || pull.source == Source::Demand || id <= soon
                 };
-                let mut runs = waiter.missing.runs();
+                let compared = match waiter.near {
+                    true => &self.old.comparing,
+                    false => &NONE,
+                };
+                let runs = waiter.missing.runs();
+                let mut runs = runs.flat_map(|run| compared.gaps_in(run));
                 let run = runs.find_map(|run| not_under_way(&self.under_way, run, comes));
                 run.map(|run| (run, waiter.exact))
             });
@@ -322,7 +388,7 @@ impl Pulls {
     /// Adds what is to be read ahead right behind `run`.
     fn widen(&mut self, run: PageRange, present: &PageSet, region: PageRange) -> PageRange {
         let end = self.clip(PageRange::new(run.start, u64::MAX)).end;
-        let absent = absent(&self.under_way, present, region);
+        let absent = absent(&self.under_way, [present, &self.old.pages], region);
         self.streams.widen(run, end, absent)
     }
 
@@ -333,7 +399,7 @@ impl Pulls {
         if self.idle_bytes > 0 && self.idle_bytes.saturating_add(each) > bytes_max {
             return None;
         }
-        let absent = absent(&self.under_way, present, region);
+        let absent = absent(&self.under_way, [present, &self.old.pages], region);
         if let Some(run) = self.wanted.runs_in(region).find_map(&absent) {
             return Some((clip(run, each), Source::Wanted));
         }
@@ -390,7 +456,7 @@ impl Pulls {
 
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        self.under_way.is_empty()
+        self.oldest().is_none()
             && self.idle_bytes == 0
             && self.waiters.is_empty()
             && self.asking.is_empty()
@@ -405,14 +471,15 @@ fn clip(pages: PageRange, bytes_max: u64) -> PageRange {
     PageRange::new(pages.start, pages.end.min(pages.start + pages_max))
 }
 
-/// Finds the first part of its argument that is in `region` and neither here nor under way.
+/// Finds the first part of its argument that is in `region` and neither here nor old, nor under way.
 fn absent(
     under_way: &BTreeMap<PullId, Pulling>,
-    present: &PageSet,
+    [here, old]: [&PageSet; 2],
     region: PageRange,
 ) -> impl Fn(PageRange) -> Option<PageRange> {
     move |pages| {
-        let mut gaps = present.gaps_in(pages.intersect(region));
+        let gaps = here.gaps_in(pages.intersect(region));
+        let mut gaps = gaps.flat_map(|gap| old.gaps_in(gap));
         gaps.find_map(|gap| not_under_way(under_way, gap, |_, _| true))
     }
 }

@@ -39,6 +39,7 @@ impl Replica {
         let size_before = self.size();
         let tail = PageRange::new(size / PAGE_BYTES, u64::MAX);
         self.mark_stale(tail, at.max(self.pushed_at));
+        self.pulls.old.leave(tail);
         if at >= self.base_at {
             (self.base_at, self.base_size) = (at, size);
         } else {
@@ -96,7 +97,9 @@ impl Replica {
         for run in self.pushes.will_reach(size) {
             self.past.store(run.bytes_below(size_before), size);
         }
-        self.mark_stale(PageRange::new(size / PAGE_BYTES, u64::MAX), at);
+        let changed = PageRange::new(size / PAGE_BYTES, u64::MAX);
+        self.mark_stale(changed, at);
+        self.pulls.old.leave(changed);
         // From the page on that it ends in: its rest is zero as well, also while it is absent.
         let tail = PageRange::new(size / PAGE_BYTES, old_end);
         let clean: Vec<PageRange> = self.pushes.unpushed().gaps_in(tail).collect();

@@ -15,6 +15,7 @@
 //!
 //! `MEMFS_SEED=n` runs one schedule again and tells its steps; `MEMFS_CASES=n` says how many to run.
 
+mod arriving;
 mod huge;
 mod mount;
 mod reads;

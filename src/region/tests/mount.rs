@@ -7,8 +7,8 @@ use super::world::{
     cells, pages,
 };
 use crate::region::{
-    ClientId, Epoch, Failure, Lease, Pull, PullId, Push, PushId, Replica, ReplicaConfig, Tick,
-    WaiterId,
+    ClientId, Compared, ComparisonId, Epoch, Failure, Lease, Pull, Push, PushId, Replica,
+    ReplicaConfig, Tick, WaiterId,
 };
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
 use std::collections::BTreeMap;
@@ -48,6 +48,10 @@ pub struct Mount {
     /// `core` has been asked for.
     pub opening: bool,
     pub copy: Vec<u64>,
+    /// What is dropped, and what is given up, may stay in the copy.
+    pub keeps: bool,
+    /// What the copy held when a comparison began.
+    pub comparisons: BTreeMap<ComparisonId, Vec<u64>>,
     pub lease: Lease,
     pub link: Link,
     /// The newest answer.
@@ -59,7 +63,7 @@ pub struct Mount {
     pub resize: Option<Resize>,
     sent: BTreeMap<u64, Sent>,
     numbers: u64,
-    landings: Vec<Landing>,
+    pub landings: Vec<Landing>,
     pub reads: Vec<super::reads::Read>,
     pub stores: Vec<(Cells, Option<WaiterId>)>,
     /// What was stored here and not taken away since, by cell.
@@ -77,6 +81,8 @@ impl Mount {
             core: None,
             opening: false,
             copy: vec![0; CELLS as usize],
+            keeps: false,
+            comparisons: BTreeMap::new(),
             lease: Lease::new(now, std::time::Duration::ZERO),
             link: Link::Down,
             seen: Tick(0),
@@ -154,6 +160,7 @@ impl Mount {
             self.land(&landing, 0..CELLS, false);
         }
         self.landings.clear();
+        self.comparisons.clear();
     }
 
     /// Asks for what is needed, when there is a connection.
@@ -176,6 +183,7 @@ impl Mount {
             assert!(range.end % PAGE_BYTES == 0 || range.end >= core.base_size());
             wire.requests.push(Request::Pull(id, cells(range)));
         }
+        self.begin_comparison(world);
     }
 
     pub fn push(&mut self, world: &mut World, bytes_max: u64, extents_max: usize) {
@@ -265,7 +273,9 @@ impl Mount {
             return;
         }
         self.core = None;
-        self.copy.fill(0);
+        if !self.keeps {
+            self.copy.fill(0);
+        }
         self.mine.clear();
         let forget = Up::Forget(self.seen);
         world.wire(self.client).up.push_back(forget);
@@ -317,7 +327,10 @@ impl Mount {
             core.handle_invalidate(at, range_bytes, &mut dropped);
         }
         self.knows(range.clone(), order);
-        self.dropped(&dropped, self.base());
+        if !(to_the_end && self.keeps) {
+            self.dropped(&dropped, self.base());
+        }
+        self.taken_away(&dropped);
     }
 
     fn knows(&mut self, range: Cells, order: u64) {
@@ -340,7 +353,10 @@ impl Mount {
             let size = size * CELL_BYTES;
             core.handle_reattached(at, Epoch(1), size, same, &mut dropped, &mut zeroed);
         }
-        self.dropped(&dropped, base_before);
+        self.taken_away(&dropped);
+        if !self.keeps {
+            self.dropped(&dropped, base_before);
+        }
         self.zeroed(&zeroed, self.size());
         self.known.fill(world.order);
     }
@@ -370,7 +386,11 @@ impl Mount {
             Reply::Attr(at, size) if self.core.is_none() => {
                 (self.opening, self.asking) = (false, false);
                 let size = size * CELL_BYTES;
-                self.core = Some(Replica::new(size, at, Epoch(0), self.config));
+                let mut core = Replica::new(size, at, Epoch(0), self.config);
+                // What was given up is still in the copy, but for what is past the end.
+                self.copy[(size / CELL_BYTES) as usize..].fill(0);
+                core.handle_old(&[PageRange::new(0, PAGES)].into_iter().collect());
+                self.core = Some(core);
                 self.seen = self.seen.max(at);
                 if at < self.changed_at {
                     // Told before there was anything to tell it to.
@@ -395,6 +415,11 @@ impl Mount {
                     core.handle_pull_failed(pull, failure);
                 }
             }
+            Reply::CompareFailed(comparison, outcome) => self.compared(comparison, outcome),
+            Reply::Hashed(comparison, at, size, extents) => {
+                self.told_size(at, size);
+                self.compare(world, comparison, at, extents, random);
+            }
             Reply::Changed(number, outcome) => {
                 if self.resize.as_ref().is_some_and(|it| it.number == number) {
                     let size = self.resize.take().unwrap().size;
@@ -414,7 +439,7 @@ impl Mount {
         }
     }
 
-    fn told_size(&mut self, at: Tick, size: u64) {
+    pub fn told_size(&mut self, at: Tick, size: u64) {
         self.seen = self.seen.max(at);
         let mut zeroed = Vec::new();
         if let Some(core) = &mut self.core {
@@ -482,72 +507,6 @@ impl Mount {
         self.seen = self.seen.max(at);
     }
 
-    /// Some of an answer arrives, perhaps twice; or the last of it.
-    pub fn land_some(&mut self, random: &mut super::Random) {
-        if self.landings.is_empty() {
-            return;
-        }
-        let which = random.index(self.landings.len());
-        let landing = self.landings[which].clone();
-        let zeroes = random.percent(60);
-        let from = landing.range.start;
-        let until = (from / 2 * 2 + 2 * (1 + random.below(3))).min(landing.range.end);
-        self.land(&landing, from..until, zeroes);
-        if random.percent(10) {
-            self.land(&landing, from..until, zeroes);
-        }
-        if until < landing.range.end {
-            self.landings[which]
-                .content
-                .drain(..(until - from) as usize);
-            self.landings[which].range.start = until;
-            return;
-        }
-        self.landings.swap_remove(which);
-        let beyond = until..landing.zero_until;
-        if zeroes && !beyond.is_empty() && until.is_multiple_of(2) {
-            self.land_zeroes(landing.pull, landing.at, &beyond);
-        }
-        if let Some(core) = &mut self.core {
-            core.handle_pulled(landing.pull);
-        }
-    }
-
-    fn land(&mut self, landing: &Landing, part: Cells, zeroes: bool) {
-        let part = part.start.max(landing.range.start)..part.end.min(landing.range.end);
-        let skip = landing.range.start;
-        let at = |cell: u64| landing.content[(cell - skip) as usize];
-        if zeroes && part.clone().all(|cell| at(cell) == 0) {
-            return self.land_zeroes(landing.pull, landing.at, &part);
-        }
-        let Some(core) = &mut self.core else {
-            return;
-        };
-        let mut wanted = Vec::new();
-        core.handle_landing(landing.pull, landing.at, bytes(&part), &mut wanted);
-        for range in wanted {
-            self.write_landing(range, at);
-        }
-    }
-
-    fn land_zeroes(&mut self, pull: PullId, at: Tick, range: &Cells) {
-        let mut wanted = Vec::new();
-        if let Some(core) = &mut self.core {
-            core.handle_zeroes(pull, at, bytes(range), &mut wanted);
-        }
-        for range in wanted {
-            self.write_landing(range, |_| 0);
-        }
-    }
-
-    fn write_landing(&mut self, range: ByteRange, content: impl Fn(u64) -> u64) {
-        let unpushed = self.stored.unpushed();
-        for cell in cells(range) {
-            assert!(!unpushed.contains(&(cell / 2)), "a store was overwritten");
-            self.copy[cell as usize] = content(cell);
-        }
-    }
-
     pub fn forget(&mut self, range: &Cells) {
         let mut dropped = Vec::new();
         if let Some(core) = &mut self.core {
@@ -564,6 +523,13 @@ impl Mount {
             for cell in page * 2..(page * 2 + 2).min(end) {
                 self.copy[cell as usize] = JUNK;
             }
+        }
+        self.taken_away(dropped);
+    }
+
+    /// Nothing of these pages is here any more, but for what the copy still holds.
+    fn taken_away(&mut self, dropped: &[PageRange]) {
+        for page in dropped.iter().flat_map(|run| run.start..run.end) {
             self.mine.retain(|cell, _| cell / 2 != page);
         }
     }
@@ -582,6 +548,7 @@ impl Mount {
     pub fn request_lost(&mut self, request: &Request) -> Option<Reply> {
         match request {
             Request::Pull(pull, _) => Some(Reply::PullFailed(*pull, false)),
+            Request::Compare(id, _) => Some(Reply::CompareFailed(*id, Compared::Link)),
             Request::Push(number, _) => Some(Reply::Lost(*number)),
             Request::Attr | Request::Resize(..) => None,
         }

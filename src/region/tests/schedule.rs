@@ -38,6 +38,7 @@ enum Step {
     Ask,
     Forget,
     Want,
+    Compare,
     Abandon,
     GiveUp,
     Background,
@@ -50,7 +51,7 @@ enum Step {
 }
 
 /// Each with how often it happens, usually.
-const STEP_WEIGHTS: [(Step, u64); 19] = [
+const STEP_WEIGHTS: [(Step, u64); 20] = [
     (Step::Deliver, 50),
     (Step::Land, 25),
     (Step::Push, 15),
@@ -61,6 +62,7 @@ const STEP_WEIGHTS: [(Step, u64); 19] = [
     (Step::Ask, 2),
     (Step::Forget, 2),
     (Step::Want, 1),
+    (Step::Compare, 2),
     (Step::Abandon, 1),
     (Step::GiveUp, 3),
     (Step::Background, 1),
@@ -82,7 +84,10 @@ pub fn run(seed: u64, tell: bool) {
     let world = World::new(random.below(reach), &clients);
     let mounts = clients.map(|client| {
         let config = Mount::config_of(random.percent(50), 1 + random.below(4));
-        Mount::new(client, config, world.now)
+        let keeps = random.percent(70);
+        let mut mount = Mount::new(client, config, world.now);
+        mount.keeps = keeps;
+        mount
     });
     let mut weights = STEP_WEIGHTS.map(|(_, usual)| match random.below(3) {
         0 => usual / 4,
@@ -172,6 +177,11 @@ impl Schedule {
                     core.handle_want(super::world::bytes(&range));
                 }
             }
+            Step::Compare => {
+                if let Some(core) = &mut mount.core {
+                    core.handle_compare(super::world::bytes(&range));
+                }
+            }
             Step::Abandon if !mount.reads.is_empty() => {
                 mount.abandon(random.index(mount.reads.len()));
             }
@@ -193,7 +203,7 @@ impl Schedule {
                     }
                 }
             }
-            Step::WriteThere => world.write_there(range),
+            Step::WriteThere => world.write_there(range, random.percent(30)),
             Step::Time => world.pass_time(LEASE / 8 * random.below(4) as u32),
             Step::LongTime => world.pass_time(LEASE + Duration::from_secs(1)),
             Step::Cut => mount.cut(world, random.percent(50)),

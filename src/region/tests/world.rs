@@ -1,7 +1,10 @@
 //! The authority's side: what the region really holds, who changed it in which order, and the
 //! network in between.
 
-use crate::region::{Authority, AuthorityEvent, ChangeId, ClientId, PullId, ReplicaConfig, Tick};
+use crate::region::{
+    Authority, AuthorityEvent, ChangeId, ClientId, Compared, ComparisonId, PullId, ReplicaConfig,
+    Tick,
+};
 use crate::units::{ByteRange, PAGE_BYTES};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -35,6 +38,8 @@ pub fn pages(cells: &Cells) -> Range<u64> {
 #[derive(Clone, Debug)]
 pub enum Request {
     Pull(PullId, Cells),
+    /// The content of these is asked for in place of hashes.
+    Compare(ComparisonId, Vec<Cells>),
     Attr,
     Push(u64, Vec<(Cells, Vec<u64>)>),
     Resize(u64, u64),
@@ -45,6 +50,9 @@ pub enum Request {
 pub enum Reply {
     Pulled(Landing),
     PullFailed(PullId, bool),
+    /// The tick and the size, and the content of each of the ranges as far as that.
+    Hashed(ComparisonId, Tick, u64, Vec<(Cells, Vec<u64>)>),
+    CompareFailed(ComparisonId, Compared),
     Attr(Tick, u64),
     /// The tick, the size then, and the place of the change in the order of all.
     Changed(u64, Result<(Tick, u64, u64), i32>),
@@ -189,10 +197,17 @@ impl World {
         self.size = size;
     }
 
-    /// A program on the authority's own machine writes.
-    pub fn write_there(&mut self, range: Cells) {
+    /// A program on the authority's own machine writes, or brings back what was there before.
+    pub fn write_there(&mut self, range: Cells, back: bool) {
         self.order += 1;
-        let content: Vec<u64> = range.clone().map(|_| self.new_version()).collect();
+        let before = |cell: u64| {
+            let history = &self.history[cell as usize];
+            history[history.len().saturating_sub(2)].1
+        };
+        let content: Vec<u64> = match back {
+            true => range.clone().map(before).collect(),
+            false => range.clone().map(|_| self.new_version()).collect(),
+        };
         self.write(range.clone(), &content);
         self.count(None, range);
         self.carry_out();
@@ -215,6 +230,17 @@ impl World {
         let reply = match request {
             Request::Attr => Reply::Attr(at, size),
             Request::Pull(pull, _) if refuse => Reply::PullFailed(pull, true),
+            Request::Compare(comparison, _) if refuse => {
+                Reply::CompareFailed(comparison, Compared::Refused)
+            }
+            Request::Compare(comparison, extents) => {
+                let below = |range: Cells| range.start..range.end.min(size.max(range.start));
+                let read = extents.into_iter().map(below).map(|range| {
+                    let cells = range.start as usize..range.end as usize;
+                    (range, self.content[cells].to_vec())
+                });
+                Reply::Hashed(comparison, at, size, read.collect())
+            }
             Request::Pull(pull, range) => Reply::Pulled(self.landing(pull, at, &range)),
             Request::Push(number, _) | Request::Resize(number, _)
                 if self.answered.contains_key(&(client, number)) =>

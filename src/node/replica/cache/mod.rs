@@ -264,7 +264,7 @@ impl Cache {
     /// # Errors
     /// Where it cannot be made.
     pub fn make(&self, id: FileId) -> io::Result<Kept> {
-        let map = PageMap::create(&self.path(id, "map"), id)?;
+        let map = self.make_map(id)?;
         let path = self.path(id, "copy");
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -272,6 +272,14 @@ impl Cache {
         }
         let copy = MappedFile::named(&path)?;
         Ok(Kept { copy, map })
+    }
+
+    /// A map that knows of no page, in place of what there is.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn make_map(&self, id: FileId) -> io::Result<PageMap> {
+        PageMap::create(&self.path(id, "map"), id)
     }
 
     /// Bytes that a copy takes which nobody uses.

@@ -7,8 +7,12 @@
 //!    │ no
 //!  dirty pages? ── yes ──▶ set aside as a conflict, empty
 //!    │ no
-//!    └──▶ empty (where a comparison by hashes would have its place)
+//!    └──▶ no page is present, what the copy holds is old
 //! ```
+//!
+//! Old pages are compared by hashes before they are pulled ([`crate::region::Replica::handle_old`]). Nothing about
+//! them is recorded, and nothing need be true of them: they are what the copy holds and the map does not know,
+//! whoever left it there. So a process may end in the midst of all this.
 //!
 //! From then on the base is recorded anew whenever the authority has told another stamp and it is sure that no
 //! word of an older change is still on its way: the control stream brings all of those before the answer to a
@@ -31,11 +35,19 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// What a copy holds from before.
+#[derive(Default)]
 struct Found {
     present: PageSet,
     dirty: PageSet,
     size: u64,
+    /// May be the authority's.
+    old: PageSet,
 }
+
+/// Runs of old pages of a copy: more are not looked for.
+const OLD_RUNS_MAX: usize = 65_536;
+/// A copy that takes no more than its present pages and this holds nothing old that is worth looking for.
+const OLD_BYTES_MIN: u64 = 1 << 20;
 
 /// Bases that are recorded as soon as a renewal is answered.
 #[derive(Default)]
@@ -72,6 +84,7 @@ impl Shared {
         core.keep_record();
         if let Some(found) = &found {
             core.handle_restored(Instant::now(), &found.present, &found.dirty, found.size);
+            core.handle_old(&found.old);
         }
         let mut inner = Inner::new(core, copy, Some(map), generation);
         inner.begin_record(base)?;
@@ -118,10 +131,16 @@ impl Shared {
                 self.release_copy(cache, node.id, kept.bytes());
                 return Ok(None);
             }
+            let (known, takes) = (present.len() * PAGE_BYTES, kept.copy.allocated_bytes()?);
+            let old = match takes > known.saturating_add(OLD_BYTES_MIN) {
+                true => data_of(&kept.copy),
+                false => PageSet::new(),
+            };
             let found = Found {
                 present,
                 dirty,
                 size: kept.map.size(),
+                old,
             };
             return Ok(Some((kept.copy, kept.map, Some(found))));
         }
@@ -131,11 +150,18 @@ impl Shared {
                 return Ok(None);
             }
             self.set_aside(cache, node.id, "others have changed the file");
-        }
-        if !present.is_empty() || !kept.copy.is_empty() {
             kept = cache.make(node.id)?;
         }
-        Ok(Some((kept.copy, kept.map, None)))
+        if kept.copy.is_empty() && present.is_empty() {
+            return Ok(Some((kept.copy, kept.map, None)));
+        }
+        // Before anything that is there counts for what the file is now.
+        let map = cache.make_map(node.id)?;
+        let found = Found {
+            old: data_of(&kept.copy),
+            ..Found::default()
+        };
+        Ok(Some((kept.copy, map, Some(found))))
     }
 
     pub(in crate::node::replica) fn refuses_changes(&self) -> bool {
@@ -247,6 +273,18 @@ impl Shared {
             }
         }
     }
+}
+
+/// Pages of a copy that are no holes.
+fn data_of(copy: &MappedFile) -> PageSet {
+    let (mut data, mut from) = (PageSet::new(), 0);
+    while data.run_count() < OLD_RUNS_MAX
+        && let Some((start, end)) = copy.next_data(from)
+    {
+        data.insert(ByteRange::new(start, end).pages_touched());
+        from = end.max(from + 1);
+    }
+    data
 }
 
 impl Inner {
