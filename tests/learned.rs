@@ -1,5 +1,5 @@
 //! What one mount has touched comes to the next one in that order: replicas and authorities one after the other, over
-//! real QUIC on loopback, without a kernel in between.
+//! real QUIC on loopback, without a kernel in between; and the commands once.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,11 +7,16 @@
     reason = "a test says what it expects by failing"
 )]
 
+mod common;
+
+use common::{Home, Mount, Serve, noise, wait_until};
 use memfs::node::authority::{self, AuthorityOptions};
 use memfs::node::replica::{HandleNo, ROOT, Replica, ReplicaOptions};
 use memfs::store::directory::Directory;
 use memfs::transport::{Authorized, Dialer, Identity, Listener, ServerTrust};
 use memfs::wire::Name;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -198,4 +203,45 @@ async fn nothing_is_learned_where_it_was_said_so() {
         let kept = std::fs::read_dir(world.orders.path()).unwrap();
         assert_eq!(kept.count(), 0);
     }
+}
+
+#[test]
+fn the_commands_keep_what_was_touched() {
+    let home = Home::new();
+    let served = home.folder("served");
+    fs::write(served.join("file"), noise((PAGES * PAGE) as usize, 1)).unwrap();
+    let touch = |mount: &Mount, pages: &[u64]| {
+        let file = File::open(mount.path("file")).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+        for page in pages {
+            file.read_exact_at(&mut [0; PAGE as usize], page * PAGE)
+                .unwrap();
+        }
+        file
+    };
+    let present = |mount: &Mount| mount.region("file")["present_bytes"].clone();
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::start(&home, &serve, "first");
+    drop(touch(&mount, &places()));
+    mount.unmount();
+    serve.stop();
+    let orders = home.path("home/.local/state/memfs/order");
+    assert_eq!(orders.metadata().unwrap().mode() & 0o777, 0o700);
+    let kept: Vec<_> = fs::read_dir(&orders).unwrap().flatten().collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].metadata().unwrap().mode() & 0o777, 0o600);
+
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::start(&home, &serve, "second");
+    let held = touch(&mount, &[PAGES - 1]);
+    wait_until("all that was touched is here", || {
+        present(&mount) == 500 * PAGE
+    });
+    drop(held);
+    mount.unmount();
+    let mount = Mount::with(&home, &serve.source(), "third", &["-o", "no_learn"]);
+    let held = touch(&mount, &[PAGES - 1]);
+    assert_eq!(present(&mount), PAGE);
+    drop(held);
+    mount.unmount();
 }
