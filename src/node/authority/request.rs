@@ -6,7 +6,7 @@
 use super::connection::Attached;
 use super::push::Bytes;
 use super::replies::Turn;
-use super::{PRIORITY_REPLIES, REQUEST_REST_MAX, RESET_UNFINISHED};
+use super::{PRIORITY_BACKGROUND, PRIORITY_REPLIES, REQUEST_REST_MAX, RESET_UNFINISHED};
 use crate::region::Tick;
 use crate::store::Errno;
 use crate::transport::stream::{self, StreamError};
@@ -41,6 +41,7 @@ async fn answer(
     };
     let began = Instant::now();
     tracing::trace!(peer = %attached.peer, ?request);
+    let mut priority = PRIORITY_REPLIES;
     let reply = match request {
         Request::Read(ReadRequest::Pull {
             handle,
@@ -58,22 +59,36 @@ async fn answer(
             };
             return attached.pull(send, asked).await;
         }
-        Request::Read(request) => attached.read(request).await,
+        Request::Read(request) => {
+            if let ReadRequest::Order { .. } = request {
+                // It may be long, and nobody waits for it.
+                priority = PRIORITY_BACKGROUND;
+            }
+            attached.read(request).await
+        }
         Request::Change(sequence, request) => {
             attached.change_once(sequence, request, receive).await?
         }
     };
     tracing::debug!(peer = %attached.peer, at = reply.at.0, errno = ?reply.result.as_ref().err(),
         took = ?began.elapsed(), "answered");
-    send_reply(send, &reply).await?;
+    send_reply_at(priority, send, &reply).await?;
     let _ = send.finish();
     Ok(())
 }
 
 /// Sends a reply that somebody waits for.
 pub(super) async fn send_reply(send: &mut SendStream, reply: &Reply) -> Result<(), StreamError> {
+    send_reply_at(PRIORITY_REPLIES, send, reply).await
+}
+
+async fn send_reply_at(
+    priority: i32,
+    send: &mut SendStream,
+    reply: &Reply,
+) -> Result<(), StreamError> {
     // An error means that the connection is gone, as sending will show.
-    let _ = send.set_priority(PRIORITY_REPLIES);
+    let _ = send.set_priority(priority);
     match stream::send(send, reply).await {
         // Ours, not the replica's: nothing of it was sent.
         Err(StreamError::Protocol(what)) => {

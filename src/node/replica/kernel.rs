@@ -6,7 +6,8 @@
 //!
 //! Pages are put into the cache for those who will want them one by one. A sequential reader, by read(2) or through a
 //! mapping, asks for so many at a time that its own READs are cheaper (a tenth of all processor time of a read over
-//! loopback), so nothing is put for it.
+//! loopback), so nothing is put for it. Nor is anything while the order in which a file is
+//! touched is being learned ([`super::learn`]).
 //!
 //! Putting pages into the cache overwrites what is there, so it must not meet a page that a program has
 //! dirtied: it is done only while nobody has the file open for writing, and whoever opens it for writing
