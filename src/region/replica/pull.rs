@@ -293,7 +293,8 @@ impl Pulls {
             if outcome != Compared::Link {
                 self.old.leave(run);
             }
-            if outcome == Compared::Done {
+            let refused = outcome == Compared::Refused && self.config.background;
+            if outcome == Compared::Done || refused {
                 self.wanted
                     .insert(run.intersect(PageRange::new(0, pages_for(size))));
             }

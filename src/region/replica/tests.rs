@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 mod ahead;
+mod compare;
 
 const CONFIG: ReplicaConfig = ReplicaConfig {
     background: false,
