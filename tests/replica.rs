@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
@@ -178,6 +179,49 @@ async fn what_is_served_is_read() {
     assert_eq!(read(&replica, entry.node, 0, 3_000_001).await, bytes);
     assert!(replica.lookup(ROOT, &name("none")).await.is_err());
     assert!(replica.shut_down(Duration::from_secs(5)).await.is_empty());
+}
+
+/// What a call returns without waiting for anything.
+async fn at_once<R>(call: impl Future<Output = R>) -> Option<R> {
+    let mut call = std::pin::pin!(call);
+    std::future::poll_fn(|context| match call.as_mut().poll(context) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_page_of_a_file_takes_one_round_trip() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = pattern(1 << 20);
+    std::fs::write(directory.path().join("file"), &bytes).unwrap();
+    let served = Served::new(directory.path());
+    let replica = served.mount(ReplicaOptions::default()).await;
+    let file = name("file");
+    let entry = at_once(replica.lookup(ROOT, &file)).await;
+    let node = entry.expect("its name came with the welcome").unwrap().node;
+    let (handle, _) = replica.open(node, true, false).await.unwrap();
+    let pulled = || replica.status().pulled_bytes;
+    while pulled() < 128 << 10 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let first = replica.read(handle, 0, 128 << 10, <[u8]>::to_vec);
+    let first = at_once(first).await.expect("it came with opening").unwrap();
+    assert!(first == bytes[..128 << 10]);
+    assert_eq!(pulled(), 128 << 10, "nothing else was asked for");
+    // Others see to it that neither name nor bytes are used when they are stale.
+    let other = served.mount(ReplicaOptions::default()).await;
+    let there = other.lookup(ROOT, &file).await.unwrap().node;
+    write(&other, there, 0, b"changed").await;
+    let changed = replica.read(handle, 0, 7, <[u8]>::to_vec).await.unwrap();
+    assert_eq!(changed, b"changed");
+    other
+        .rename(ROOT, &file, ROOT, &name("moved"), RenameMode::Replace)
+        .await
+        .unwrap();
+    assert!(replica.lookup(ROOT, &file).await.is_err());
+    replica.close(handle);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

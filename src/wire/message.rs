@@ -53,6 +53,18 @@ pub struct Welcome {
     pub root: Attr,
     /// What the store can do.
     pub capabilities: Capabilities,
+    /// First entries of the root, so that looking them up needs no round trip. `None` where the session was
+    /// resumed, or they cannot be read.
+    pub listing: Option<Listing>,
+}
+
+/// First entries of a directory, as in an answer to [`ReadRequest::ReadDir`] at cursor 0.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Listing {
+    /// As in [`Reply`].
+    pub at: Tick,
+    /// At most [`super::LISTING_ENTRIES_MAX`].
+    pub entries: Vec<DirEntry>,
 }
 
 /// What a store can do; a thing it cannot gives `EOPNOTSUPP`.
@@ -282,6 +294,18 @@ pub enum ReadRequest {
         /// Bytes of a unit: whole pages, at most [`super::HASH_UNIT_BYTES_MAX`]. Each extent is cut into units
         /// from its start; the last may be shorter.
         unit: u32,
+    },
+    /// As `Open`, and, where that succeeds, as a demand `Pull` of the beginning of the file: its reply and frames
+    /// follow on the same stream. Opening and reading take one round trip like this, not two.
+    OpenAndPull {
+        /// A regular file.
+        node: Node,
+        /// What for.
+        access: Access,
+        /// One past the last byte of the pull; 1 to [`super::TRANSFER_BYTES_MAX`].
+        end: u64,
+        /// Frames may be compressed.
+        compress: bool,
     },
 }
 

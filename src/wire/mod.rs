@@ -10,6 +10,7 @@
 //! request (bidirectional, one each)
 //!   replica   → Request  [frames: only after Push]          FIN
 //!   authority → Reply    [frames: only after Reply::Pulled] FIN
+//!               after the Reply to OpenAndPull comes that of a Pull
 //! ```
 //!
 //! Every message is a little-endian `u32` length, at most [`MESSAGE_BYTES_MAX`], and that many
@@ -44,6 +45,8 @@ pub const HASHED_BYTES_MAX: u64 = 4 << 20;
 pub const HASH_UNIT_BYTES_MAX: u32 = 64 << 10;
 /// The most entries one `ReadDir` reply may hold.
 pub const DIR_ENTRIES_MAX: usize = 1024;
+/// The most entries a [`Welcome`] may bring.
+pub const LISTING_ENTRIES_MAX: usize = 256;
 /// The most components a path may have: each takes two bytes at the least.
 pub const PATH_COMPONENTS_MAX: usize = 2048;
 /// The most bytes of an extended attribute's value (Linux: `XATTR_SIZE_MAX`).

@@ -39,7 +39,7 @@ variants! {
     Request { Read, Change }
     ReadRequest {
         Lookup, GetAttr, ReadLink, ReadDir, Open, Close, Pull, Seek, GetXattr, ListXattr, StatFs,
-        Only, Order, Touched, Hashes
+        Only, Order, Touched, Hashes, OpenAndPull
     }
     ChangeRequest {
         SetAttr, Make, Create, Link, Remove, Rename, SetXattr, RemoveXattr, Allocate, Push, Sync,
@@ -108,6 +108,14 @@ fn node() -> Node {
     }
 }
 
+fn entry() -> DirEntry {
+    DirEntry {
+        name: name("entry"),
+        attr: ATTR,
+        cursor: 1,
+    }
+}
+
 fn dir() -> Node {
     Node {
         id: ID,
@@ -142,6 +150,10 @@ pub fn hello_replies() -> Vec<HelloReply> {
             owners: true,
             durable: false,
         },
+        listing: Some(Listing {
+            at: Tick(7),
+            entries: vec![entry()],
+        }),
     };
     let refused = refusals().into_iter().map(HelloReply::Refused);
     [HelloReply::Welcome(welcome)]
@@ -213,6 +225,12 @@ pub fn read_requests() -> Vec<ReadRequest> {
         ReadRequest::Open {
             node: node(),
             access: Access::Read,
+        },
+        ReadRequest::OpenAndPull {
+            node: node(),
+            access: Access::Write,
+            end: 1 << 17,
+            compress: true,
         },
         ReadRequest::Close { handle: HANDLE },
         ReadRequest::Pull {
@@ -368,11 +386,7 @@ pub fn answers() -> Vec<Answer> {
             learning: Learning::Known,
         },
         Answer::Bytes(b"target".to_vec()),
-        Answer::Entries(vec![DirEntry {
-            name: name("entry"),
-            attr: ATTR,
-            cursor: 1,
-        }]),
+        Answer::Entries(vec![entry()]),
         Answer::Offset(8192),
         Answer::StatFs(StatFs {
             block_bytes: 4096,

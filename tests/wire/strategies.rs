@@ -99,7 +99,13 @@ pub fn hello() -> Any<Hello> {
 
 pub fn hello_reply() -> Any<HelloReply> {
     let flags = any::<(bool, bool, bool, bool, bool, bool, bool, bool)>();
-    let welcome = (any::<(u16, u64, u32)>(), flags, caller(), attr());
+    let listing = (number(), vec(entry(), 0..20));
+    let listing = listing.prop_map(|(at, entries)| Listing {
+        at: Tick(at),
+        entries,
+    });
+    let root = (attr(), proptest::option::of(listing));
+    let welcome = (any::<(u16, u64, u32)>(), flags, caller(), root);
     let welcome = welcome.prop_map(|((version, boot, lease_ms), flag, server, root)| Welcome {
         version,
         boot,
@@ -107,7 +113,8 @@ pub fn hello_reply() -> Any<HelloReply> {
         lease_ms,
         read_only: flag.1,
         server,
-        root,
+        root: root.0,
+        listing: root.1,
         capabilities: Capabilities {
             xattrs: flag.2,
             hard_links: flag.3,
@@ -181,6 +188,14 @@ fn read_request() -> Any<ReadRequest> {
         (node(), number()).prop_map(|(dir, cursor)| ReadRequest::ReadDir { dir, cursor }),
         (node(), one_of(samples::accesses()))
             .prop_map(|(node, access)| ReadRequest::Open { node, access }),
+        (node(), one_of(samples::accesses()), number(), any::<bool>()).prop_map(
+            |(node, access, end, compress)| ReadRequest::OpenAndPull {
+                node,
+                access,
+                end,
+                compress,
+            }
+        ),
         pull.prop_map(|(handle, start, end, flag)| ReadRequest::Pull {
             handle,
             start,
@@ -305,9 +320,13 @@ pub fn request() -> Any<Request> {
     .boxed()
 }
 
+fn entry() -> Any<DirEntry> {
+    (name(), attr(), 1..=u64::MAX)
+        .prop_map(|(name, attr, cursor)| DirEntry { name, attr, cursor })
+        .boxed()
+}
+
 fn answer() -> Any<Answer> {
-    let entry = (name(), attr(), 1..=u64::MAX);
-    let entry = entry.prop_map(|(name, attr, cursor)| DirEntry { name, attr, cursor });
     let opened = (handle(), attr(), number(), one_of(samples::learnings()));
     prop_oneof![
         one_of(samples::answers()),
@@ -320,7 +339,7 @@ fn answer() -> Any<Answer> {
         }),
         runs().prop_map(Answer::Order),
         bytes(4096).prop_map(Answer::Bytes),
-        vec(entry, 0..50).prop_map(Answer::Entries),
+        vec(entry(), 0..50).prop_map(Answer::Entries),
         (number(), number()).prop_map(|(size, zero_until)| Answer::Pulled { size, zero_until }),
         (number(), vec(any::<[u8; 32]>(), 0..1500)).prop_map(|(size, hashes)| Answer::Hashed {
             size,

@@ -198,6 +198,7 @@ async fn let_in(
         server: service.user,
         root,
         capabilities,
+        listing: None,
     };
     Ok((attachment, welcome))
 }
@@ -206,11 +207,14 @@ async fn let_in(
 async fn attend(attached: &Arc<Attached>, greeted: Greeted) -> Ended {
     let Greeted {
         attachment,
-        welcome,
+        mut welcome,
         send,
         receive,
         ..
     } = greeted;
+    if !attachment.resumed {
+        welcome.listing = attached.first_listing(welcome.root.id).await;
+    }
     let ended = tokio::select! {
         ended = take_requests(attached, &attachment) => ended,
         ended = take_events(attached, &attachment, receive) => ended,

@@ -7,8 +7,8 @@ use crate::region::{ClientId, Tick};
 use crate::store::{Errno, Result, StoreFile};
 use crate::units::REGION_BYTES_MAX;
 use crate::wire::{
-    Access, Answer, DIR_ENTRIES_MAX, FileId, HandleId, Kind, Name, Node, ReadRequest, Reply,
-    XATTR_BYTES_MAX,
+    Access, Answer, DIR_ENTRIES_MAX, FileId, HandleId, Kind, LISTING_ENTRIES_MAX, Listing, Name,
+    Node, ReadRequest, RelPath, Reply, XATTR_BYTES_MAX,
 };
 use std::collections::HashSet;
 
@@ -29,7 +29,9 @@ impl Attached {
                 service.brief(|| self.of_node(&node, read)).await
             }
             ReadRequest::ReadDir { dir, cursor } => {
-                service.blocking(|| self.list(&dir, cursor)).await
+                service
+                    .blocking(|| self.list(&dir, cursor, DIR_ENTRIES_MAX))
+                    .await
             }
             ReadRequest::Open { node, access } => self.open(&node, access).await,
             // Nobody's copy depends on this.
@@ -74,7 +76,9 @@ impl Attached {
                 unit,
             } => self.hashes(handle, &extents, unit).await,
             // Has frames, so it is served elsewhere.
-            ReadRequest::Pull { .. } => reply(Tick(0), Err(Errno::INVAL)),
+            ReadRequest::Pull { .. } | ReadRequest::OpenAndPull { .. } => {
+                reply(Tick(0), Err(Errno::INVAL))
+            }
         }
     }
 
@@ -111,10 +115,26 @@ impl Attached {
         }
     }
 
-    fn list(&self, dir: &Node, cursor: u64) -> Reply {
+    /// The first entries of the root, for the welcome.
+    pub(super) async fn first_listing(&self, root: FileId) -> Option<Listing> {
+        let root = Node {
+            id: root,
+            path: RelPath::root(),
+        };
+        let listed = || self.list(&root, 0, LISTING_ENTRIES_MAX);
+        match self.service.blocking(listed).await {
+            Reply {
+                at,
+                result: Ok(Answer::Entries(entries)),
+            } => Some(Listing { at, entries }),
+            _ => None,
+        }
+    }
+
+    fn list(&self, dir: &Node, cursor: u64, max: usize) -> Reply {
         self.current(Some(dir), |told| {
-            let mut entries = self.store().read_dir(dir, cursor, DIR_ENTRIES_MAX)?;
-            entries.truncate(DIR_ENTRIES_MAX);
+            let mut entries = self.store().read_dir(dir, cursor, max)?;
+            entries.truncate(max);
             told.push(dir.id);
             told.extend(entries.iter().map(|entry| entry.attr.id));
             Ok(Answer::Entries(entries))

@@ -59,6 +59,26 @@ async fn answer(
             };
             return attached.pull(send, asked).await;
         }
+        Request::Read(ReadRequest::OpenAndPull {
+            node,
+            access,
+            end,
+            compress,
+        }) => {
+            let reply = attached.open(&node, access).await;
+            let Ok(Answer::Opened { handle, .. }) = reply.result else {
+                return last_reply(priority, send, &reply).await;
+            };
+            send_reply(send, &reply).await?;
+            let asked = super::pull::Asked {
+                handle,
+                start: 0,
+                end,
+                demand: true,
+                compress,
+            };
+            return attached.pull(send, asked).await;
+        }
         Request::Read(request) => {
             if let ReadRequest::Order { .. } = request {
                 // It may be long, and nobody waits for it.
@@ -72,7 +92,15 @@ async fn answer(
     };
     tracing::debug!(peer = %attached.peer, at = reply.at.0, errno = ?reply.result.as_ref().err(),
         took = ?began.elapsed(), "answered");
-    send_reply_at(priority, send, &reply).await?;
+    last_reply(priority, send, &reply).await
+}
+
+async fn last_reply(
+    priority: i32,
+    send: &mut SendStream,
+    reply: &Reply,
+) -> Result<(), StreamError> {
+    send_reply_at(priority, send, reply).await?;
     let _ = send.finish();
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::nodes::Node;
 use super::region::{Region, Remote};
-use super::{HandleNo, NodeNo, Replica};
+use super::{HandleNo, NodeNo, Replica, Shared, transfer};
 use crate::region::{Epoch, Tick};
 use crate::store::{Errno, Result};
 use crate::units::ByteRange;
@@ -20,13 +20,38 @@ pub(super) struct OpenFile {
     write: bool,
 }
 
+/// The beginning of a file that comes with opening it, in bytes.
+const FIRST_BYTES: u64 = 128 << 10;
 /// Chunks that [`Replica::pull`] asks for at once.
 const PULL_AHEAD: usize = 8;
+
+impl Shared {
+    /// The request to open a file: with its first bytes, unless they will not be read or there is a copy that may
+    /// hold them.
+    fn opening(&self, node: &Arc<Node>, access: Access, read: bool) -> Result<ReadRequest> {
+        let without = !read
+            || node.region.lock().is_some()
+            || self
+                .cache
+                .as_ref()
+                .is_some_and(|cache| cache.holds(node.id));
+        let node = node.to_wire()?;
+        Ok(match without {
+            true => ReadRequest::Open { node, access },
+            false => ReadRequest::OpenAndPull {
+                node,
+                access,
+                end: FIRST_BYTES,
+                compress: self.options.compress,
+            },
+        })
+    }
+}
 
 impl Replica {
     /// Opens a regular file; asks the authority whether the copy is still good. The second value tells
     /// whether the kernel may keep its pages.
-    pub async fn open(&self, node: NodeNo, _read: bool, write: bool) -> Result<(HandleNo, bool)> {
+    pub async fn open(&self, node: NodeNo, read: bool, write: bool) -> Result<(HandleNo, bool)> {
         let node = self.shared.nodes.get(node)?;
         match node.kind {
             Kind::File => {}
@@ -41,30 +66,34 @@ impl Replica {
             if let Some(opened) = self.open_further(&node, access).await? {
                 return Ok(opened);
             }
-            let request = ReadRequest::Open {
-                node: node.to_wire()?,
-                access,
+            let request = self.shared.opening(&node, access, read)?;
+            let offered = matches!(request, ReadRequest::OpenAndPull { .. });
+            let (at, answer, rest) = self.shared.link.read_on(request).await?;
+            let Answer::Opened {
+                handle,
+                attr,
+                epoch,
+                learning,
+            } = answer
+            else {
+                return Err(Errno::PROTO);
             };
-            match self.shared.link.read(request).await? {
-                (
-                    at,
-                    Answer::Opened {
-                        handle,
-                        attr,
-                        epoch,
-                        learning,
-                    },
-                ) => {
-                    let good = self.shared.adopt(&node, &attr, at);
-                    let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
-                    let region = node.region.lock().clone();
-                    if let Some(region) = region {
-                        self.shared.learn(&region, learning);
-                    }
-                    Ok((handle, good && self.shared.kernel_may_keep(&node)))
+            let good = self.shared.adopt(&node, &attr, at);
+            let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
+            let region = self.file(handle)?.region.clone();
+            self.shared.learn(&region, learning);
+            if offered {
+                let offer = region.update(|inner| {
+                    let offer = inner.core.handle_offer(FIRST_BYTES);
+                    inner.pulls += usize::from(offer.is_some());
+                    offer
+                });
+                if let Some(pull) = offer {
+                    let taken = transfer::take_offered(region, pull, rest);
+                    self.shared.runtime.spawn(taken);
                 }
-                _ => Err(Errno::PROTO),
             }
+            Ok((handle, good && self.shared.kernel_may_keep(&node)))
         })
         .await
     }

@@ -251,25 +251,40 @@ impl Link {
     /// As [`Link::read`], with the tick of the answer also where it is an errno.
     pub async fn read_at_tick(&self, request: ReadRequest) -> Result<(Tick, Result<Answer>)> {
         let request = Request::Read(request);
-        self.repeat(|| request.clone()).await
+        let (at, answer, _) = self.repeat(|| request.clone()).await?;
+        Ok((at, answer))
+    }
+
+    /// As [`Link::read`], with the rest of the stream, and the session it belongs to.
+    pub async fn read_on(
+        &self,
+        request: ReadRequest,
+    ) -> Result<(Tick, Answer, (Session, quinn::RecvStream))> {
+        let request = Request::Read(request);
+        let (at, answer, rest) = self.repeat(|| request.clone()).await?;
+        Ok((at, answer?, rest))
     }
 
     /// One request that changes something.
     pub async fn change(&self, request: ChangeRequest) -> Result<(Tick, Answer)> {
         let number = self.number_change();
         let make = || Request::Change(number.sequence(), request.clone());
-        let (at, answer) = self.repeat(make).await?;
+        let (at, answer, _) = self.repeat(make).await?;
         Ok((at, answer?))
     }
 
-    async fn repeat(&self, make: impl Fn() -> Request) -> Result<(Tick, Result<Answer>)> {
+    async fn repeat(
+        &self,
+        make: impl Fn() -> Request,
+    ) -> Result<(Tick, Result<Answer>, (Session, quinn::RecvStream))> {
         let _waiting = Waiting::new(&self.waiting);
         let mut session = self.session().await?;
         loop {
-            match exchange(&session, &make()).await {
-                Ok(reply) => {
+            match exchange_on(&session, &make()).await {
+                Ok((reply, stream)) => {
                     self.silent.store(false, Ordering::Relaxed);
-                    return Ok((reply.at, reply.result.map_err(errno_of)));
+                    let answer = reply.result.map_err(errno_of);
+                    return Ok((reply.at, answer, (session, stream)));
                 }
                 Err(error) => session = self.recover(&session, error).await?,
             }
@@ -349,6 +364,14 @@ pub(super) async fn exchange(
     session: &Session,
     request: &Request,
 ) -> std::result::Result<Reply, StreamError> {
+    Ok(exchange_on(session, request).await?.0)
+}
+
+/// As [`exchange`], with the stream, on which more may follow.
+async fn exchange_on(
+    session: &Session,
+    request: &Request,
+) -> std::result::Result<(Reply, quinn::RecvStream), StreamError> {
     let (mut send, mut receive) = open(session).await?;
     match stream::send(&mut send, request).await {
         // Answered before all of it was sent.
@@ -356,7 +379,7 @@ pub(super) async fn exchange(
         Err(error) => return Err(error),
     }
     let _ = send.finish();
-    receive_reply(&mut receive).await
+    Ok((receive_reply(&mut receive).await?, receive))
 }
 
 /// A stream for a request.

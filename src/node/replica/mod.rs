@@ -265,6 +265,9 @@ impl Replica {
             tokio::spawn(learn::tell_at_intervals(Arc::downgrade(&shared)));
         }
         shared.look_through_cache();
+        if let Some(listing) = &session.welcome.listing {
+            shared.take_in(listing);
+        }
         let replica = Arc::new(Replica { shared });
         replica.recover().await;
         Ok(replica)

@@ -1,11 +1,11 @@
 //! Names: looking up, making, linking, renaming, removing, listing.
 
 use super::nodes::{Cached, Node};
-use super::{DirItem, Entry, HandleNo, NodeNo, ROOT, Replica};
+use super::{DirItem, Entry, HandleNo, NodeNo, ROOT, Replica, Shared};
 use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::wire::{
-    Answer, Attr, Caller, ChangeRequest, DirEntry, Make, Name, ReadRequest, RenameMode,
+    self, Answer, Attr, Caller, ChangeRequest, DirEntry, Make, Name, ReadRequest, RenameMode,
 };
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -25,6 +25,25 @@ struct Listing {
 
 /// Entries handed to a front end at once.
 const BATCH: usize = 512;
+
+impl Shared {
+    /// The authority has listed an entry of a directory.
+    fn listed(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Arc<Node> {
+        let node = self.nodes.know(attr, dir, name);
+        dir.learn_name(name, Some(node.no), at);
+        self.adopt(&node, attr, at);
+        node
+    }
+
+    /// Takes in what the authority has listed of the root when it let this mount in.
+    pub(super) fn take_in(&self, listing: &wire::Listing) {
+        if let Ok(root) = self.nodes.get(ROOT) {
+            for entry in &listing.entries {
+                self.listed(&root, &entry.name, &entry.attr, listing.at);
+            }
+        }
+    }
+}
 
 impl Replica {
     /// Looks a name up and raises the node's lookup count.
@@ -405,9 +424,7 @@ impl Replica {
         };
         listing.next = entries.last().map(|entry| entry.cursor);
         for DirEntry { name, attr, .. } in entries {
-            let node = self.shared.nodes.know(&attr, dir, &name);
-            dir.learn_name(&name, Some(node.no), at);
-            self.shared.adopt(&node, &attr, at);
+            let node = self.shared.listed(dir, &name, &attr, at);
             listing.items.push((name, node, attr));
         }
         Ok(())

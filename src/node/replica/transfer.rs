@@ -40,22 +40,56 @@ pub(super) async fn pull(region: Arc<Region>, pull: Pull) {
         return;
     };
     let outcome = match shared.link.session().await {
-        Ok(session) => match pull_over(&shared, &region, &session, pull).await {
-            Ok(()) => Ok(()),
-            Err(Broken::Errno(Errno::STALE | Errno::BADF)) if !is_current(&shared, &session) => {
-                Err(Failure::Link)
-            }
-            Err(Broken::Errno(errno)) => Err(Failure::Refused(errno.raw_os_error())),
-            Err(Broken::Stream(error)) => match shared.link.recover(&session, error).await {
-                Ok(_) => Err(Failure::Link),
-                Err(errno) => Err(Failure::Refused(errno.raw_os_error())),
-            },
-        },
+        Ok(session) => {
+            let pulled = pull_over(&shared, &region, &session, pull).await;
+            outcome_of(&shared, &session, pulled).await
+        }
         Err(errno) => Err(Failure::Refused(errno.raw_os_error())),
     };
+    pull_ended(&shared, &region, pull, outcome);
+}
+
+/// Takes in what follows the answer to [`ReadRequest::OpenAndPull`], counted as `pull`.
+pub(super) async fn take_offered(
+    region: Arc<Region>,
+    pull: Pull,
+    (session, mut stream): (Session, quinn::RecvStream),
+) {
+    let Some(shared) = region.shared.upgrade() else {
+        return;
+    };
+    let pulled = receive_pull(&shared, &region, &mut stream, pull).await;
+    let outcome = outcome_of(&shared, &session, pulled).await;
+    pull_ended(&shared, &region, pull, outcome);
+}
+
+async fn outcome_of(
+    shared: &Shared,
+    session: &Session,
+    pulled: std::result::Result<(), Broken>,
+) -> std::result::Result<(), Failure> {
+    match pulled {
+        Ok(()) => Ok(()),
+        Err(Broken::Errno(Errno::STALE | Errno::BADF)) if !is_current(shared, session) => {
+            Err(Failure::Link)
+        }
+        Err(Broken::Errno(errno)) => Err(Failure::Refused(errno.raw_os_error())),
+        Err(Broken::Stream(error)) => match shared.link.recover(session, error).await {
+            Ok(_) => Err(Failure::Link),
+            Err(errno) => Err(Failure::Refused(errno.raw_os_error())),
+        },
+    }
+}
+
+fn pull_ended(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    pull: Pull,
+    outcome: std::result::Result<(), Failure>,
+) {
     region.pull_ended(pull.id, outcome);
-    region.count_copy(&shared);
-    shared.close_remote_if_idle(&region);
+    region.count_copy(shared);
+    shared.close_remote_if_idle(region);
 }
 
 fn is_current(shared: &Shared, session: &Session) -> bool {
@@ -82,7 +116,17 @@ async fn pull_over(
     let (mut send, mut receive) = link::open(session).await?;
     stream::send(&mut send, &request).await?;
     let _ = send.finish();
-    let (at, answer) = link::answer_of(link::receive_reply(&mut receive).await?)?;
+    receive_pull(shared, region, &mut receive, pull).await
+}
+
+/// Takes in the reply to a pull and its frames.
+async fn receive_pull(
+    shared: &Arc<Shared>,
+    region: &Arc<Region>,
+    receive: &mut quinn::RecvStream,
+    pull: Pull,
+) -> std::result::Result<(), Broken> {
+    let (at, answer) = link::answer_of(link::receive_reply(receive).await?)?;
     let Answer::Pulled { size, zero_until } = answer else {
         return Err(StreamError::Protocol("no pull in the answer to a pull".into()).into());
     };
@@ -99,7 +143,7 @@ async fn pull_over(
     };
     while landing.next + landing.held < end {
         let left = end - landing.next - landing.held;
-        match stream::receive_frame(&mut receive, left).await? {
+        match stream::receive_frame(receive, left).await? {
             Frame::Data(pieces) => landing.data(pieces, end)?,
             Frame::Zero(len) => landing.zeroes(u64::from(len), end)?,
         }

@@ -232,6 +232,13 @@ impl Replica {
         self.pulls.arrived(pages);
     }
 
+    /// The authority sends the beginning of the region unasked, up to `end`. The pull it counts as, to be followed
+    /// by the same calls as one of [`Self::poll_pull`]; `None` where none of it is needed.
+    pub fn handle_offer(&mut self, end: u64) -> Option<Pull> {
+        let pages = PageRange::new(0, pages_for(end.min(self.base_size)));
+        self.pulls.offer(pages, &self.present, self.base_size)
+    }
+
     /// Bytes of a pull have arrived that the authority read at `at` or later. Appends to `wanted`
     /// the parts that are to be written to the local copy, under the same lock as this call; the rest
     /// is here already, newer, or stale. Only pages that `range` covers whole (or up to the region's

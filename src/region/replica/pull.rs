@@ -316,6 +316,16 @@ impl Pulls {
             None if yielding && self.idle_bytes > 0 => return None,
             None => self.next_idle(present, region)?,
         };
+        Some(self.begin(pages, source, end))
+    }
+
+    /// A pull that is under way without having been asked for, if it brings anything.
+    pub fn offer(&mut self, pages: PageRange, present: &PageSet, size: u64) -> Option<Pull> {
+        let absent = absent(&self.under_way, [present, &self.old.pages], pages)(pages)?;
+        (absent.start == pages.start).then(|| self.begin(pages, Source::Demand, size))
+    }
+
+    fn begin(&mut self, pages: PageRange, source: Source, end: u64) -> Pull {
         let id = self.next_id();
         let range = pages.bytes_below(end);
         let demand = source == Source::Demand;
@@ -329,7 +339,7 @@ impl Pulls {
             source,
         };
         self.under_way.insert(id, pull);
-        Some(Pull { id, range, demand })
+        Pull { id, range, demand }
     }
 
     fn next_demand(&mut self, present: &PageSet, region: PageRange) -> Option<PageRange> {

@@ -46,6 +46,78 @@ async fn what_was_pushed_is_pulled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_opened_and_pulled_at_once() {
+    let server = Server::in_memory();
+    let client = server.client(1).await;
+    let (handle, file) = client.create("file").await;
+    let bytes = pattern(20_000);
+    client.push(handle, 0, &bytes).await.unwrap();
+    let request = |end| ReadRequest::OpenAndPull {
+        node: file.clone(),
+        access: Access::Read,
+        end,
+        compress: false,
+    };
+    let (_send, mut receive) = client.ask(&Request::Read(request(1 << 17))).await;
+    let reply: Reply = stream::receive(&mut receive).await.unwrap().unwrap();
+    let (opened, attr) = opened(reply.result);
+    assert_eq!(attr.size, 20_000);
+    let reply: Reply = stream::receive(&mut receive).await.unwrap().unwrap();
+    assert!(matches!(
+        reply.result,
+        Ok(Answer::Pulled { size: 20_000, .. })
+    ));
+    let frame = stream::receive_frame(&mut receive, 20_000).await.unwrap();
+    let Frame::Data(pieces) = frame else {
+        panic!("{frame:?}")
+    };
+    assert!(pieces.concat() == bytes);
+    assert_eq!(receive.read_chunk(1, true).await.unwrap(), None, "too much");
+    assert_eq!(client.bytes(opened, 0, 10).await, bytes[..10]);
+    // Too much is refused, and what was opened stays open.
+    let (_send, mut receive) = client
+        .ask(&Request::Read(request(TRANSFER_BYTES_MAX + 1)))
+        .await;
+    let reply: Reply = stream::receive(&mut receive).await.unwrap().unwrap();
+    assert!(reply.result.is_ok());
+    let reply: Reply = stream::receive(&mut receive).await.unwrap().unwrap();
+    assert_eq!(reply.result, Err(refused(Errno::INVAL)));
+    let directory = ReadRequest::OpenAndPull {
+        node: client.root(),
+        access: Access::Read,
+        end: 1,
+        compress: false,
+    };
+    assert_eq!(client.read(directory).await, Err(refused(Errno::ISDIR)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_welcome_lists_the_root() {
+    let server = Server::in_memory();
+    let client = server.client(1).await;
+    assert_eq!(client.welcome.listing.as_ref().unwrap().entries, []);
+    for number in 0..=LISTING_ENTRIES_MAX {
+        client.create(&format!("other{number}")).await;
+    }
+    let second = server.client(2).await;
+    let listing = second.welcome.listing.as_ref().unwrap();
+    assert_eq!(listing.entries.len(), LISTING_ENTRIES_MAX);
+    // Whoever was told of a node is told when it changes.
+    let entries = &listing.entries;
+    let entry = entries
+        .iter()
+        .find(|entry| entry.name != name("file"))
+        .unwrap();
+    let changed = Node {
+        id: entry.attr.id,
+        path: RelPath::root().join(&entry.name).unwrap(),
+    };
+    let (handle, _) = client.open(&changed, Access::Write).await;
+    let (pushed, taken) = tokio::join!(client.push(handle, 0, b"more"), second.take());
+    assert_eq!((pushed.unwrap().size, taken.0), (4, entry.attr.id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn extents_and_frames_need_not_match() {
     let server = Server::in_memory();
     let client = server.client(1).await;

@@ -282,6 +282,11 @@ impl Cache {
         PageMap::create(&self.path(id, "map"), id)
     }
 
+    /// Whether there is a copy of a file, in use or not.
+    pub fn holds(&self, id: FileId) -> bool {
+        self.path(id, "map").exists()
+    }
+
     /// Bytes that a copy takes which nobody uses.
     pub fn idle_bytes(&self, id: FileId) -> u64 {
         self.state.lock().idle.get(&id).map_or(0, |idle| idle.bytes)
