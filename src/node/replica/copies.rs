@@ -102,58 +102,68 @@ impl Shared {
         let telling = (!touched.is_empty()).then(|| Telling::new(self));
         let shared = self.clone();
         self.runtime.spawn(async move {
-            if let Some(session) = shared.link.session_now()
-                && session.generation == remote.generation
-            {
-                shared.tell(&session, remote.handle, touched).await;
-                drop(telling);
-                // Lost with its connection: the authority closes what its session leaves behind.
-                let request = ReadRequest::Close {
-                    handle: remote.handle,
-                };
-                let _ = super::link::exchange(&session, &crate::wire::Request::Read(request)).await;
-            }
+            shared.remote_closed(remote, touched).await;
+            drop(telling);
         });
+    }
+
+    /// Closes a handle at the authority, which is told first what was touched.
+    async fn remote_closed(&self, remote: Remote, touched: Vec<Pages>) {
+        if let Some(session) = self.link.session_now()
+            && session.generation == remote.generation
+        {
+            self.tell(&session, remote.handle, touched).await;
+            // Lost with its connection: the authority closes what its session leaves behind.
+            let request = ReadRequest::Close {
+                handle: remote.handle,
+            };
+            let _ = super::link::exchange(&session, &crate::wire::Request::Read(request)).await;
+        }
+    }
+
+    /// A file may have lost its last user, or its last name; nobody waits.
+    pub(super) fn forget_if_unlinked(self: &Arc<Self>, node: &Arc<Node>) {
+        if let Some(region) = unused_and_dirty(node)
+            && node.has_no_place()
+        {
+            let (shared, node) = (self.clone(), node.clone());
+            self.runtime
+                .spawn(async move { shared.forget_unlinked(&node, &region).await });
+        }
+    }
+
+    /// A file has lost a name. If it was the last one, what it takes at the authority is free when this returns.
+    pub(super) async fn unlinked(self: &Arc<Self>, node: &Arc<Node>) {
+        if let Some(region) = unused_and_dirty(node) {
+            self.forget_unlinked(node, &region).await;
+        }
     }
 
     /// A file may have lost its last name and its last user. What is dirty of it then is nobody's any more:
     /// it need not be pushed, and its handle keeps it alive at the authority for nothing.
-    pub(super) fn forget_if_unlinked(self: &Arc<Self>, node: &Arc<Node>) {
-        let unused = |region: &Arc<Region>| {
-            region.look(|inner| inner.opens == 0 && inner.core.dirty_pages() > 0)
+    async fn forget_unlinked(self: &Arc<Self>, node: &Arc<Node>, region: &Arc<Region>) {
+        let hold = region.hold_pushes().await;
+        let handle = self.remote_handle(node).await;
+        let request = ReadRequest::GetAttr {
+            node: node.to_wire_open(),
+            handle,
         };
-        let region = node.region.lock().clone().filter(unused);
-        let (Some(region), true) = (region, node.has_no_place()) else {
-            return;
-        };
-        let (shared, node) = (self.clone(), node.clone());
-        self.runtime.spawn(async move {
-            let hold = region.hold_pushes().await;
-            let handle = shared.remote_handle(&node).await;
-            let request = ReadRequest::GetAttr {
-                node: node.to_wire_open(),
-                handle,
-            };
-            if let (Some(_), Ok((at, Answer::Attr(attr)))) =
-                (handle, shared.link.read(request).await)
-                && attr.nlink == 0
-                && region.look(|inner| inner.opens == 0)
-                && let Err(errno) = region.update(|inner| inner.resized(at, 0, &mut Vec::new()))
-            {
-                tracing::error!("the local copy of an unlinked file cannot be cut: {errno}");
-            }
-            drop(hold);
-            shared.close_remote_if_idle(&region);
-        });
+        if let (Some(_), Ok((at, Answer::Attr(attr)))) = (handle, self.link.read(request).await)
+            && attr.nlink == 0
+            && region.look(|inner| inner.opens == 0)
+            && let Err(errno) = region.update(|inner| inner.resized(at, 0, &mut Vec::new()))
+        {
+            tracing::error!("the local copy of an unlinked file cannot be cut: {errno}");
+        }
+        drop(hold);
+        if let Some(remote) = take_remote_if_idle(region) {
+            self.remote_closed(remote, region.touches.take()).await;
+        }
     }
 
     /// Closes the authority's handle of a region that nobody needs it for.
     pub(super) fn close_remote_if_idle(self: &Arc<Self>, region: &Arc<Region>) {
-        // Whoever holds the lock uses the handle, and comes here afterwards.
-        if let Ok(mut remote) = region.remote.try_lock()
-            && !region.is_busy()
-            && let Some(remote) = remote.take()
-        {
+        if let Some(remote) = take_remote_if_idle(region) {
             self.close_remote_telling(remote, region.touches.take());
         }
     }
@@ -191,4 +201,21 @@ impl Shared {
             }
         }
     }
+}
+
+/// The region of a file that no program has open, if something is dirty of it.
+fn unused_and_dirty(node: &Node) -> Option<Arc<Region>> {
+    let region = node.region.lock().clone()?;
+    let unused = region.look(|inner| inner.opens == 0 && inner.core.dirty_pages() > 0);
+    unused.then_some(region)
+}
+
+/// The authority's handle of a region, if nobody needs it any more.
+fn take_remote_if_idle(region: &Region) -> Option<Remote> {
+    // Whoever holds the lock uses the handle, and comes here afterwards.
+    let mut remote = region.remote.try_lock().ok()?;
+    if region.is_busy() {
+        return None;
+    }
+    remote.take()
 }

@@ -219,7 +219,7 @@ impl Replica {
             let (at, _) = self.change_names(&dir, &[name], request).await?;
             dir.learn_name(name, None, at);
             if let Cached::Node(node) = known {
-                self.lost_name(&node, &dir, name);
+                self.lost_name(&node, &dir, name).await;
             }
             Ok(())
         })
@@ -227,14 +227,14 @@ impl Replica {
     }
 
     /// A node has lost a name: other names of it are found again by looking them up.
-    fn lost_name(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &Name) {
+    async fn lost_name(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &Name) {
         node.touch();
-        if node.is_at(dir, name) {
-            node.unset_place();
-            self.shared.forget_if_unlinked(node);
-        }
         self.shared
             .queue(super::kernel::Job::DropAttributes(node.no));
+        if node.is_at(dir, name) {
+            node.unset_place();
+            self.shared.unlinked(node).await;
+        }
     }
 
     /// Renames.
@@ -267,14 +267,15 @@ impl Replica {
             self.change_names(&from_dir, &[from], request).await?;
             to_dir.forget_name(to);
             to_dir.touch();
-            self.renamed((&from_dir, from, &moved), (&to_dir, to, &target), mode);
+            self.renamed((&from_dir, from, &moved), (&to_dir, to, &target), mode)
+                .await;
             self.shared.record_paths();
             Ok(())
         })
         .await
     }
 
-    fn renamed(
+    async fn renamed(
         &self,
         (from_dir, from, moved): (&Arc<Node>, &Name, &Cached),
         (to_dir, to, target): (&Arc<Node>, &Name, &Cached),
@@ -299,7 +300,7 @@ impl Replica {
                 node.touch();
                 node.set_place(from_dir, from);
             } else {
-                self.lost_name(node, to_dir, to);
+                self.lost_name(node, to_dir, to).await;
             }
         }
     }
