@@ -27,13 +27,10 @@ pub struct Order {
 impl Order {
     /// These pages were touched. True if that adds something.
     pub fn note(&mut self, touched: PageRange) -> bool {
-        let touched = touched.intersect(PageRange::new(0, pages_for(REGION_BYTES_MAX)));
-        if self.pages.contains_all(touched) {
-            return false;
-        }
-        let new: Vec<PageRange> = self.pages.gaps_in(touched).collect();
+        let mut rest = touched.intersect(PageRange::new(0, pages_for(REGION_BYTES_MAX)));
         let mut added = false;
-        for run in new {
+        // One by one: in a full list the first is the last that is looked for.
+        while let Some(run) = self.first_new(rest) {
             let joins = self.old < self.runs.len();
             if let Some(last) = self.runs.back_mut().filter(|_| joins)
                 && last.end == run.start
@@ -46,8 +43,14 @@ impl Order {
             }
             self.pages.insert(run);
             added = true;
+            rest = PageRange::new(run.end, rest.end);
         }
         added
+    }
+
+    /// The first part of these pages that is not in the list.
+    fn first_new(&self, pages: PageRange) -> Option<PageRange> {
+        self.pages.gaps_in(pages).next()
     }
 
     /// Makes room for one more.

@@ -97,7 +97,11 @@ pub const METRICS: &[Metric] = &[
         "2000 scattered places, nothing learned",
         "s",
     ),
-    metric("learned-times", "the same: so many times sooner", "×"),
+    metric(
+        "learned-times",
+        "2000 scattered places: so many times sooner",
+        "×",
+    ),
     metric(
         "read-cpu-client",
         "read(2): processor, mounting side",
