@@ -61,8 +61,8 @@ fn status_tells_what_is_here() {
     let held = File::open(mount.path("file")).unwrap();
     assert_eq!(fs::read(mount.path("file")).unwrap(), noise(3 << 20, 1));
     let status = mount.status();
-    let all = "conflicts copies_last copy_bytes link mountpoint pid pulled_bytes pushed_bytes read_only \
-               regions rtt_us server source version waiting";
+    let all = "confirmed_bytes conflicts copies_last copy_bytes hash_bytes link mountpoint pid pulled_bytes \
+               pushed_bytes read_only regions rtt_us server source version waiting";
     assert_eq!(keys(&status).join(" "), all);
     assert_eq!(status["conflicts"], Value::Array(Vec::new()));
     assert_eq!(status["copies_last"], true);
