@@ -1,17 +1,24 @@
-//! `memfs pull`: bring files in whole.
+//! `memfs pull`: bring files in, whole or a part of each.
 
-use super::control::{Request, each};
+use super::control::{Part, Request, each};
+use crate::units::parse_size;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Bring files in whole
+/// Bring files in
 ///
-/// Of a directory, all files in it and below. Without --wait they come in the background.
+/// Whole, unless --from or --to say otherwise. Of a directory, all files in it and below. Without --wait they come in the background.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Wait until they are here, with a progress bar
     #[arg(long)]
     wait: bool,
+    /// Not what lies before this place in a file
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    from: u64,
+    /// Not what lies from this place on
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    to: Option<u64>,
     /// Files and directories on a mount
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -20,5 +27,9 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
     let wait = args.wait;
-    each(&args.paths, |files| Request::Pull { files, wait })
+    let part = Part {
+        from: args.from,
+        to: args.to.unwrap_or(u64::MAX),
+    };
+    each(&args.paths, |files| Request::Pull { files, part, wait })
 }

@@ -35,7 +35,10 @@ fn below(path: &Path, make: impl Fn(Vec<(u64, u64)>) -> Request) -> Result<bool,
     let mount = find(path)?;
     let (files, mut well) = list(path, mount.device);
     let (what, total) = match make(Vec::new()) {
-        Request::Pull { .. } => ("pulling", files.iter().map(|file| file.size).sum()),
+        Request::Pull { part, .. } => (
+            "pulling",
+            files.iter().map(|file| part.of(file.size).len()).sum(),
+        ),
         Request::Forget { .. } => ("forgetting", files.len() as u64),
         _ => ("pushing", files.len() as u64),
     };
@@ -44,16 +47,17 @@ fn below(path: &Path, make: impl Fn(Vec<(u64, u64)>) -> Request) -> Result<bool,
     } else {
         Unit::Files
     };
+    let weight = |file: &Listed| match make(Vec::new()) {
+        Request::Pull { part, .. } => part.of(file.size).len(),
+        _ => 1,
+    };
     let mut progress = Progress::new(what, unit);
     let mut before = 0;
     for some in files.chunks(FILES_AT_ONCE) {
         well &= ask(&mount, some, &make, &mut |done| {
             progress.at(before + done, total)
         })?;
-        before += match unit {
-            Unit::Bytes => some.iter().map(|file| file.size).sum(),
-            Unit::Files => some.len() as u64,
-        };
+        before += some.iter().map(weight).sum::<u64>();
     }
     progress.finish();
     Ok(well)

@@ -20,6 +20,7 @@ pub use server::{Left, Server, Service};
 
 use crate::frontend::fuse::mounts::Device;
 use crate::node::replica::{Conflict, Status};
+use crate::units::ByteRange;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -31,11 +32,13 @@ use std::path::{Path, PathBuf};
 pub enum Request {
     /// [`Event::Status`].
     Status,
-    /// Bring files in whole. [`Event::Progress`] in bytes, [`Event::Failed`] for what cannot be had, and
+    /// Bring files in, or a part of each. [`Event::Progress`] in bytes, [`Event::Failed`] for what cannot be had, and
     /// [`Event::Done`].
     Pull {
         /// Inode numbers and sizes in bytes.
         files: Vec<(u64, u64)>,
+        /// Which part of each.
+        part: Part,
         /// Tell how it goes; otherwise [`Event::Done`] comes at once.
         wait: bool,
     },
@@ -62,6 +65,22 @@ pub enum Request {
         /// Give up soon.
         force: bool,
     },
+}
+
+/// A part of a file: the bytes of it from `from` up to `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// First byte.
+    pub from: u64,
+    /// One past the last byte.
+    pub to: u64,
+}
+
+impl Part {
+    /// Of a file of `size` bytes.
+    pub fn of(self, size: u64) -> ByteRange {
+        ByteRange::new(self.from.min(size), self.to.min(size))
+    }
 }
 
 /// How a conflict is settled: of which path below the mount.

@@ -1,10 +1,10 @@
 //! The side of the mount's process.
 
-use super::{Event, MountStatus, Request, Settle, make_private, socket_paths};
+use super::{Event, MountStatus, Part, Request, Settle, make_private, socket_paths};
 use crate::frontend::fuse::Helper;
 use crate::frontend::fuse::mounts::Device;
 use crate::node::replica::{LinkState, NodeNo, Replica};
-use crate::units::ByteRange;
+
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -170,12 +170,14 @@ async fn converse(stream: UnixStream, service: &Arc<Service>) -> io::Result<()> 
     let replica = &service.replica;
     match request {
         Request::Status => out.say(&Event::Status(Box::new(service.status()))).await,
-        Request::Pull { files, wait: true } => work(replica, Work::Pull, files, &mut out).await,
-        Request::Pull { files, wait: false } => {
+        Request::Pull { files, part, wait } if wait => {
+            work(replica, Work::Pull(part), files, &mut out).await
+        }
+        Request::Pull { files, part, .. } => {
             for (inode, _) in &files {
                 replica.remember(NodeNo(*inode));
             }
-            tokio::spawn(pull_unseen(Arc::clone(replica), files));
+            tokio::spawn(pull_unseen(Arc::clone(replica), files, part));
             out.say(&Event::Done).await
         }
         Request::Flush { files } => work(replica, Work::Flush, files, &mut out).await,
@@ -225,7 +227,7 @@ impl Out {
 /// What is done to files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
-    Pull,
+    Pull(Part),
     Flush,
     Forget,
 }
@@ -237,7 +239,10 @@ async fn work(
     files: Vec<(u64, u64)>,
     out: &mut Out,
 ) -> io::Result<()> {
-    let weight = |size| if what == Work::Pull { size } else { 1 };
+    let weight = |size| match what {
+        Work::Pull(part) => part.of(size).len(),
+        _ => 1,
+    };
     let total = files
         .iter()
         .fold(0u64, |sum, (_, size)| sum.saturating_add(weight(*size)));
@@ -284,14 +289,13 @@ async fn work_on(
     done: &AtomicU64,
 ) -> rustix::io::Result<()> {
     let result = match what {
-        Work::Pull => {
+        Work::Pull(part) => {
             let mut told = 0;
             let mut progress = |present: u64, _| {
                 done.fetch_add(present.saturating_sub(told), Ordering::Relaxed);
                 told = told.max(present);
             };
-            let whole = ByteRange::new(0, size);
-            return replica.pull(node, whole, &mut progress).await;
+            return replica.pull(node, part.of(size), &mut progress).await;
         }
         Work::Flush => replica.push(node).await,
         Work::Forget => replica.drop_copy(node).await,
@@ -301,16 +305,15 @@ async fn work_on(
 }
 
 /// Nobody waits; the nodes were remembered.
-async fn pull_unseen(replica: Arc<Replica>, files: Vec<(u64, u64)>) {
+async fn pull_unseen(replica: Arc<Replica>, files: Vec<(u64, u64)>, part: Part) {
     let room = Arc::new(Semaphore::new(FILES_AT_ONCE));
     let mut tasks = JoinSet::new();
     for (inode, size) in files {
         let (replica, room) = (Arc::clone(&replica), Arc::clone(&room));
         tasks.spawn(async move {
             let _room = room.acquire().await;
-            let whole = ByteRange::new(0, size);
             let node = NodeNo(inode);
-            if let Err(errno) = replica.pull(node, whole, &mut |_, _| {}).await {
+            if let Err(errno) = replica.pull(node, part.of(size), &mut |_, _| {}).await {
                 tracing::warn!("inode {inode} cannot be pulled: {errno}");
             }
             replica.forget(node, 1);

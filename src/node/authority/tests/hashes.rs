@@ -71,7 +71,8 @@ async fn what_must_not_be_asked_is_refused() {
     let many: Vec<_> = (0..=HASH_EXTENTS_MAX as u64)
         .map(|at| page(2 * at))
         .collect();
-    let wrong: [(&str, &[(u64, u64)], u32); 13] = [
+    type Wrong<'a> = (&'a str, &'a [(u64, u64)], u32);
+    let wrong: [Wrong; 13] = [
         ("no unit", &[page(0)], 0),
         ("half a page", &[page(0)], 2048),
         ("no whole pages", &[page(0)], 4097),
