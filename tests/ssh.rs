@@ -65,7 +65,8 @@ impl Sshd {
             let config = format!(
                 "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host_key\nPidFile none\n\
                  AuthorizedKeysFile {at}/authorized\nStrictModes no\nUsePAM no\n\
-                 PasswordAuthentication no\nPermitRootLogin yes\nLogLevel QUIET\n"
+                 PasswordAuthentication no\nPermitRootLogin yes\nLogLevel QUIET\n\
+                 SetEnv XDG_STATE_HOME={at}/state\n"
             );
             fs::write(dir.path().join("config"), config).unwrap();
             let mut process = Command::new(SSHD)
@@ -176,6 +177,47 @@ async fn a_directory_is_served_to_who_started_it_and_nobody_else() {
     while !servers_of(&export).is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_one_shot_server_keeps_what_was_touched_for_the_next() {
+    const PAGE: u64 = 4096;
+    let Some(sshd) = Sshd::start(None) else {
+        return;
+    };
+    let export = sshd.export();
+    fs::write(export.join("large"), vec![7; 8 << 20]).unwrap();
+    // From the end to the beginning: nothing of it would come by itself.
+    let places: Vec<u64> = (0..100).map(|i| 2047 - 19 * i).collect();
+    for first in [true, false] {
+        let started = ssh::start(&sshd.target(export.to_str().unwrap())).unwrap();
+        let dialer = dialer(&started, started.identity.clone());
+        let options = ReplicaOptions {
+            background: !first,
+            ..ReplicaOptions::default()
+        };
+        let replica = Replica::connect(dialer, options).await.unwrap();
+        let large = Name::new("large").unwrap();
+        let node = replica.lookup(ROOT, &large).await.unwrap().node;
+        let (handle, _) = replica.open(node, true, false).await.unwrap();
+        let touched = if first { &places[..] } else { &places[..1] };
+        for page in touched {
+            let read = replica.read(handle, page * PAGE, 4096, <[u8]>::len).await;
+            assert_eq!(read.unwrap(), 4096);
+        }
+        for page in &places {
+            while replica.try_read(handle, page * PAGE, 1, |_| ()).is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        replica.close(handle);
+        assert!(replica.shut_down(PATIENCE).await.is_empty());
+        while !servers_of(&export).is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let orders = sshd.dir.path().join("state/memfs/order");
+    assert_eq!(fs::read_dir(orders).unwrap().count(), 1);
 }
 
 #[tokio::test]
