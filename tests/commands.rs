@@ -170,7 +170,8 @@ fn pull_brings_files_whole_and_forget_drops_them() {
     let present = || mount.region("folder/below/3")["present_bytes"].clone();
     // Held open, so that it is listed.
     let held = File::open(mount.path("folder/below/3")).unwrap();
-    assert_eq!(present(), 0);
+    let beginning = present().as_u64().unwrap();
+    assert!(beginning <= 128 << 10, "opened, not pulled: {beginning}");
     run(home.memfs(["pull", "--wait"]).arg(mount.point()));
     assert!(pulled() >= 5_000_000);
     assert_eq!(present(), 1_000_000);
