@@ -21,6 +21,8 @@ pub struct Hello {
     pub subtree: RelPath,
     /// The replica promises to send no request that changes anything.
     pub read_only: bool,
+    /// The welcome is to bring the first entries of the root.
+    pub listing: bool,
 }
 
 /// Answer to [`Hello`].
@@ -53,8 +55,8 @@ pub struct Welcome {
     pub root: Attr,
     /// What the store can do.
     pub capabilities: Capabilities,
-    /// First entries of the root, so that looking them up needs no round trip. `None` where the session was
-    /// resumed, or they cannot be read.
+    /// First entries of the root, so that looking them up needs no round trip. `None` where they were not asked
+    /// for, or cannot be read.
     pub listing: Option<Listing>,
 }
 

@@ -130,6 +130,7 @@ pub fn hello() -> Hello {
         client: ClientId(*b"0123456789abcdef"),
         subtree: path("projects/one"),
         read_only: true,
+        listing: false,
     }
 }
 

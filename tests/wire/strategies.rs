@@ -86,14 +86,17 @@ pub fn attr() -> Any<Attr> {
 }
 
 pub fn hello() -> Any<Hello> {
-    (any::<(u16, u16, [u8; 16], bool)>(), path())
-        .prop_map(|((oldest, newest, client, read_only), subtree)| Hello {
-            oldest,
-            newest,
-            client: ClientId(client),
-            subtree,
-            read_only,
-        })
+    (any::<(u16, u16, [u8; 16], bool, bool)>(), path())
+        .prop_map(
+            |((oldest, newest, client, read_only, listing), subtree)| Hello {
+                oldest,
+                newest,
+                client: ClientId(client),
+                subtree,
+                read_only,
+                listing,
+            },
+        )
         .boxed()
 }
 

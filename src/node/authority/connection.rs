@@ -125,6 +125,7 @@ fn breach(connection: &Connection, peer: &str, what: &str) {
 struct Greeted {
     attachment: Attachment,
     welcome: Welcome,
+    listing: bool,
     read_only: bool,
     send: SendStream,
     receive: RecvStream,
@@ -145,6 +146,7 @@ async fn greet(
             return Ok(Some(Greeted {
                 attachment,
                 welcome,
+                listing: hello.listing,
                 read_only: hello.read_only,
                 send,
                 receive,
@@ -208,11 +210,12 @@ async fn attend(attached: &Arc<Attached>, greeted: Greeted) -> Ended {
     let Greeted {
         attachment,
         mut welcome,
+        listing,
         send,
         receive,
         ..
     } = greeted;
-    if !attachment.resumed {
+    if listing {
         welcome.listing = attached.first_listing(welcome.root.id).await;
     }
     let ended = tokio::select! {

@@ -46,6 +46,8 @@ impl Link {
             client: self.client,
             subtree: self.subtree.clone(),
             read_only: self.read_only,
+            // Later it knows what it needs.
+            listing: number == 1,
         };
         stream::send(&mut send, &hello).await.map_err(refused)?;
         let reply = tokio::time::timeout(DIAL_PATIENCE, stream::receive(&mut receive))

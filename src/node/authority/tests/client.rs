@@ -98,6 +98,7 @@ pub fn hello(number: u8) -> Hello {
         client: ClientId([number; 16]),
         subtree: RelPath::root(),
         read_only: false,
+        listing: false,
     }
 }
 

@@ -95,11 +95,15 @@ async fn a_file_is_opened_and_pulled_at_once() {
 async fn a_welcome_lists_the_root() {
     let server = Server::in_memory();
     let client = server.client(1).await;
-    assert_eq!(client.welcome.listing.as_ref().unwrap().entries, []);
+    assert_eq!(client.welcome.listing, None, "it was not asked for");
     for number in 0..=LISTING_ENTRIES_MAX {
         client.create(&format!("other{number}")).await;
     }
-    let second = server.client(2).await;
+    let asking = Hello {
+        listing: true,
+        ..hello(2)
+    };
+    let second = server.hello(&server.key, asking).await.unwrap();
     let listing = second.welcome.listing.as_ref().unwrap();
     assert_eq!(listing.entries.len(), LISTING_ENTRIES_MAX);
     // Whoever was told of a node is told when it changes.
