@@ -1,8 +1,8 @@
 //! The side of the mount's process.
 
 use super::{Event, MountStatus, Part, Request, Settle, make_private, socket_paths};
-use crate::frontend::fuse::Helper;
 use crate::frontend::fuse::mounts::Device;
+use crate::frontend::fuse::{Helper, Rest};
 use crate::node::replica::{LinkState, NodeNo, Replica};
 
 use serde::{Deserialize, Serialize};
@@ -184,7 +184,8 @@ async fn converse(stream: UnixStream, service: &Arc<Service>) -> io::Result<()> 
         Request::Forget { files } => work(replica, Work::Forget, files, &mut out).await,
         Request::Conflicts { settle } => out.say(&conflicts(replica, settle).await).await,
         Request::Umount { force } => {
-            service.push_all(force, &mut out).await?;
+            // Until it is unmounted, or stays mounted.
+            let _rest = service.push_all(force, &mut out).await?;
             tokio::select! {
                 told = service.tell_end(&mut out) => return told,
                 read = read.read_line(&mut line) => match read? {
@@ -339,8 +340,9 @@ impl Service {
         regions.iter().map(|region| region.dirty_bytes).sum()
     }
 
-    /// Pushes everything, and tells how far it is and what is left.
-    async fn push_all(self: &Arc<Self>, force: bool, out: &mut Out) -> io::Result<()> {
+    /// Pushes everything, and tells how far it is and what is left. Then the mount can be unmounted, as long as the
+    /// helper rests.
+    async fn push_all(self: &Arc<Self>, force: bool, out: &mut Out) -> io::Result<Option<Rest>> {
         let why = self.push_dirty(force, out).await?;
         for region in self.replica.status().regions {
             if let Some(why) = why.as_ref().filter(|_| region.dirty_bytes > 0) {
@@ -348,7 +350,17 @@ impl Service {
                 out.say(&Event::Left(Left { path, why })).await?;
             }
         }
-        out.say(&Event::Pushed).await
+        let rest = self.rest().await;
+        out.say(&Event::Pushed).await?;
+        Ok(rest)
+    }
+
+    /// Keeps the helper from using the mount. `None` where it waits for the other side.
+    pub async fn rest(&self) -> Option<Rest> {
+        let helper = Arc::clone(&self.helper);
+        let resting = tokio::task::spawn_blocking(move || helper.rest());
+        let rest = tokio::time::timeout(WRITE_BACK_MAX, resting).await;
+        rest.ok().and_then(Result::ok)
     }
 
     /// Waits for the end, and tells what was left then.

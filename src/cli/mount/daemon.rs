@@ -112,6 +112,7 @@ async fn leave(
     signals: &mut Signals,
 ) {
     service.write_back().await;
+    let _rest = service.rest().await;
     if unmount(mountpoint, false).await {
         tokio::select! {
             ended = mounted.ended() => note(ended),

@@ -34,6 +34,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The longest message: two numbers and a path.
@@ -54,6 +56,17 @@ const ALL: NodeNo = NodeNo(0);
 pub struct Helper {
     socket: Mutex<OwnedFd>,
     pid: u32,
+    /// How many want it to keep away from the mount.
+    resting: AtomicU32,
+}
+
+/// While it lives the helper has nothing of the mount open: what is asked of it counts as done.
+pub struct Rest(Arc<Helper>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.resting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Helper {
@@ -79,7 +92,16 @@ impl Helper {
         Ok(Helper {
             socket: Mutex::new(ours),
             pid: child.id(),
+            resting: AtomicU32::new(0),
         })
+    }
+
+    /// Keeps the helper away from the mount, which can then be unmounted if nobody else uses it. Waits until the
+    /// helper has done what it is doing.
+    pub fn rest(self: &Arc<Self>) -> Rest {
+        self.resting.fetch_add(1, Ordering::AcqRel);
+        drop(self.socket.lock());
+        Rest(self.clone())
     }
 
     /// Its process number: what it opens is not opened by a program.
@@ -120,6 +142,9 @@ impl Helper {
         message.extend_from_slice(path.as_bytes());
         // One request at a time: the lock is held until its answer is here.
         let socket = self.socket.lock();
+        if self.resting.load(Ordering::Acquire) > 0 {
+            return Ok(());
+        }
         rustix::net::send(&*socket, &message, SendFlags::NOSIGNAL)?;
         let mut answer = [0; 4];
         let len = rustix::io::retry_on_intr(|| {

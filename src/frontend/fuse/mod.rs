@@ -35,7 +35,7 @@ mod mount;
 pub mod mounts;
 mod reply;
 
-pub use helper::{HELPER_NAME, Helper, help};
+pub use helper::{HELPER_NAME, Helper, Rest, help};
 pub use mount::{Mounting, remount, unmount};
 
 use crate::node::replica::Replica;

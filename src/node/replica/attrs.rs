@@ -159,6 +159,13 @@ impl Replica {
         valid.then(|| self.shared.entry(&node, &attr))
     }
 
+    /// Attributes as they were last known.
+    pub fn known_entry(&self, node: NodeNo) -> Option<Entry> {
+        let node = self.shared.nodes.get(node).ok()?;
+        let attr = node.cached_attr()?;
+        Some(self.shared.entry(&node, &attr))
+    }
+
     async fn ask_attr(&self, node: &Arc<Node>) -> Result<Attr> {
         let handle = self.shared.remote_handle(node).await;
         let at_node = if handle.is_some() {

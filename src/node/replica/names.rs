@@ -78,6 +78,16 @@ impl Replica {
         .await
     }
 
+    /// As [`Replica::lookup`], without asking, by what was last known: good enough for finding pages to write back.
+    pub fn lookup_known(&self, dir: NodeNo, name: &Name) -> Option<Entry> {
+        let dir = self.shared.nodes.get(dir).ok()?;
+        let Cached::Node(node) = self.shared.nodes.cached(&dir, name) else {
+            return None;
+        };
+        let attr = node.cached_attr()?;
+        Some(self.refer(&node, &attr))
+    }
+
     /// Takes in that `name` in `dir` is the node `attr` is of; refers to it.
     fn found(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Entry {
         let node = self.shared.nodes.know(attr, dir, name);
