@@ -49,6 +49,8 @@ enum Command {
     Stores(workloads::StoresArgs),
     #[command(hide = true)]
     Scatter(workloads::ScatterArgs),
+    #[command(hide = true)]
+    List(workloads::ListArgs),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Fault(args) => workloads::fault(&args),
         Command::Stores(args) => workloads::stores(&args),
         Command::Scatter(args) => workloads::scatter(&args),
+        Command::List(args) => workloads::list(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,6 +14,8 @@ enum Floor {
     Times(f64, &'static str, &'static str),
     /// So many times as fast as another system: its time divided by that is the limit.
     Faster(f64, &'static str),
+    /// At most so many times another system's time.
+    Slower(f64, &'static str),
     /// At most so many round trips and so much more, in ms.
     RoundTrips(f64, f64),
     /// At least so many in a round trip.
@@ -26,7 +28,7 @@ enum Floor {
 
 type Target = (&'static str, Floor);
 
-use Floor::{AtLeast, AtMost, Faster, Line, PerRoundTrip, Raw, RoundTrips, Times};
+use Floor::{AtLeast, AtMost, Faster, Line, PerRoundTrip, Raw, RoundTrips, Slower, Times};
 
 /// Each in the terms of the metric. Stores are those that open the file anew: what was measured when the
 /// targets were set.
@@ -49,6 +51,7 @@ const NEAR: &[Target] = &[
     ("write", Raw(0.75)),
     ("map-write", Raw(0.75)),
     ("stores-reopened", Times(3.0, "nbdfuse", "stores-reopened")),
+    ("list", Slower(3.0, "local")),
 ];
 const FAR: &[Target] = &[
     ("read", Line(0.9)),
@@ -76,6 +79,8 @@ const EVERYWHERE: &[Target] = &[
     // Nothing that changed is nothing to bring; what is asked whether it changed costs a little.
     ("remount-share", AtMost(1.0)),
     ("remount-ro", Times(0.9, "local", "map")),
+    // What has changed is a half of it.
+    ("delta-share", AtMost(2.0)),
 ];
 
 const LINKS: &[(&str, &[Target])] = &[
@@ -110,6 +115,11 @@ fn bound(results: &Results, link: &str, metric: &str, floor: Floor) -> (Option<f
             let its = results.median(link, metric, system);
             let words = format!("{times} × as fast as {system}");
             (its.map(|its| its / times), words, false)
+        }
+        Slower(times, system) => {
+            let its = results.median(link, metric, system);
+            let words = format!("{times} × the time of {system}");
+            (its.map(|its| its * times), words, false)
         }
         RoundTrips(count, more) => {
             let unit = if metric.starts_with("random") {

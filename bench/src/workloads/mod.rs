@@ -10,6 +10,8 @@
 //! | `stores` | 4096 random stores of 4 KiB to present pages (512 where it is quick and slow), then msync; then the same after the file was opened anew | stores/s |
 //! | `mount` | mount, then the first page of a known path | milliseconds of both |
 //! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
+//! | `delta` | all read, unmounted, one page in a hundred changed at the server, mounted again and read | MiB/s, bytes that came over the link |
+//! | `list` | a directory of 100,000 files, each with its attributes, twice | seconds of both |
 //! | `demand` | random faults while all else is brought in the background (memfs) | latency, MiB/s of the rest |
 //! | `learned` | 2000 scattered pages of a 1 GiB file, where another mount has touched them before (memfs) | seconds, and without that |
 //!
@@ -17,15 +19,18 @@
 //! 3.33 maps the beginning of the file for all of them, whatever their offsets are; and where a system
 //! lets go of its pages when a file is opened, they are present only for who has it open.
 
+mod delta;
 mod demand;
 mod fault;
 mod fio;
 mod learned;
+mod list;
 mod stores;
 
 pub use demand::{TouchArgs, touch};
 pub use fault::{FaultArgs, fault};
 pub use learned::{ScatterArgs, scatter};
+pub use list::{ListArgs, list};
 pub use stores::{StoresArgs, stores};
 
 use crate::link::Link;
@@ -57,6 +62,10 @@ pub enum Workload {
     Mount,
     /// A second mount
     Remount,
+    /// A second mount of what was changed in part
+    Delta,
+    /// A directory of very many files
+    List,
     /// Faults beside a background pull
     Demand,
     /// Scattered places that were touched before
@@ -66,7 +75,7 @@ pub enum Workload {
 impl Workload {
     /// Why a system is left out of it, if it is.
     pub fn leaves_out(self, system: System, link: &Link) -> Option<&'static str> {
-        use System::{Local, Memfs, Raw, Rclone};
+        use System::{Local, Memfs, Nbdfuse, Raw, Rclone};
         match (self, system) {
             (Workload::Demand, Memfs) if link.line().is_none() => {
                 Some("all is there before there can be a fault")
@@ -80,7 +89,8 @@ impl Workload {
             (Workload::Learned, _) => Some("learns nothing"),
             (Workload::Read | Workload::Write, Raw) => None,
             (_, Raw) => Some("mounts nothing"),
-            (Workload::Mount | Workload::Remount, Local) => Some("is no mount"),
+            (Workload::Mount | Workload::Remount | Workload::Delta, Local) => Some("is no mount"),
+            (Workload::List, Nbdfuse) => Some("has one file"),
             (Workload::Write | Workload::MapWrite | Workload::Stores, Rclone) => {
                 Some("its fsync does not wait for the server")
             }
@@ -94,7 +104,7 @@ impl Workload {
 pub struct Extent {
     /// Bytes of the file.
     pub bytes: u64,
-    /// Bytes of it that `stores` and `remount` use.
+    /// Bytes of it that `stores`, `remount` and `delta` use.
     pub region: u64,
     /// A sequential run ends after so long, with what it has then.
     pub sequential_max: Duration,
@@ -131,6 +141,8 @@ pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec
         Workload::Stores => stores::run(session, extent),
         Workload::Mount => mount(session, extent),
         Workload::Remount => remount(session, extent),
+        Workload::Delta => delta::run(session, extent),
+        Workload::List => list::run(session),
         Workload::Demand => demand::run(session, extent),
         Workload::Learned => learned::run(session, extent),
     }
