@@ -237,3 +237,48 @@ fn a_directory_of_very_many_files() {
     });
     mount.unmount();
 }
+
+/// As `ls -l` does: extended attributes of each file come with the listing, and are those of the moment.
+#[test]
+fn extended_attributes_of_very_many_files() {
+    const FILES: usize = 5_000;
+    const MARK: &str = "user.mark";
+    let home = Home::in_memory();
+    let folder = home.folder("served");
+    let path = |folder: &Path, number: usize| folder.join(format!("file-{number:06}"));
+    let set = |number: usize| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(path(&folder, number), MARK, &number.to_le_bytes(), flags)
+    };
+    for number in 0..FILES {
+        File::create(path(&folder, number)).unwrap();
+    }
+    if let Err(error) = (0..FILES).step_by(7).try_for_each(set) {
+        return common::skip("extended_attributes_of_very_many_files", &error.to_string());
+    }
+    let serve = Serve::start(&home, &folder);
+    let mount = Mount::start(&home, &serve, "mnt");
+    let marked = || {
+        let mut marked = Vec::new();
+        for entry in fs::read_dir(mount.point()).unwrap() {
+            let path = entry.unwrap().path();
+            let mut value = [0; 8];
+            match rustix::fs::lgetxattr(&path, MARK, &mut value) {
+                Ok(_) => marked.push(usize::from_le_bytes(value)),
+                Err(error) => assert_eq!(error, rustix::io::Errno::NODATA, "{path:?}"),
+            }
+        }
+        marked.sort_unstable();
+        marked
+    };
+    let mut expected: Vec<usize> = (0..FILES).step_by(7).collect();
+    for _ in 0..3 {
+        assert!(marked() == expected);
+    }
+    // Another program at the server takes one away and sets another.
+    rustix::fs::removexattr(path(&folder, 7), MARK).unwrap();
+    set(8).unwrap();
+    expected[1] = 8;
+    wait_until("the change was noticed", || marked() == expected);
+    mount.unmount();
+}

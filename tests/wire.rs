@@ -205,6 +205,7 @@ fn the_largest_messages_fit() {
         name,
         attr,
         cursor: u64::MAX,
+        xattrs: Some(vec![b'x'; ENTRY_XATTRS_BYTES_MAX]),
     };
     let reply = |answer| Reply {
         at: memfs::region::Tick(u64::MAX),

@@ -89,7 +89,7 @@ pub trait Store: Send + Sync + 'static {
     /// Content of a symbolic link.
     fn read_link(&self, node: &Node) -> Result<Vec<u8>>;
 
-    /// Up to `max` entries after `cursor` (0: from the start), without `.` and `..`. An entry that
+    /// Up to `max` entries after `cursor` (0: from the start), without `.` and `..` and extended attributes. An entry that
     /// exists during the whole of a listing is in it once.
     fn read_dir(&self, dir: &Node, cursor: u64, max: usize) -> Result<Vec<DirEntry>>;
 

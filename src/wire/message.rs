@@ -212,6 +212,8 @@ pub enum ReadRequest {
         dir: Node,
         /// 0, or [`DirEntry::cursor`] to go on after.
         cursor: u64,
+        /// With the names of the entries' extended attributes.
+        xattrs: bool,
     },
     /// `Reply::Opened`. To be followed by `Close` one day.
     Open {

@@ -47,6 +47,8 @@ pub const HASH_UNIT_BYTES_MAX: u32 = 64 << 10;
 pub const DIR_ENTRIES_MAX: usize = 1024;
 /// The most entries a [`Welcome`] may bring.
 pub const LISTING_ENTRIES_MAX: usize = 256;
+/// The most bytes of names of extended attributes that come with an entry.
+pub const ENTRY_XATTRS_BYTES_MAX: usize = 256;
 /// The most components a path may have: each takes two bytes at the least.
 pub const PATH_COMPONENTS_MAX: usize = 2048;
 /// The most bytes of an extended attribute's value (Linux: `XATTR_SIZE_MAX`).

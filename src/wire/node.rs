@@ -254,6 +254,9 @@ pub struct DirEntry {
     pub attr: Attr,
     /// Pass it to the next `ReadDir` to go on after this entry; never 0.
     pub cursor: u64,
+    /// Names of its extended attributes, each followed by NUL, if they were asked for and are no more than
+    /// [`super::ENTRY_XATTRS_BYTES_MAX`].
+    pub xattrs: Option<Vec<u8>>,
 }
 
 /// `statvfs(3)`, in units of `block_bytes`.

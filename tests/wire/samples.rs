@@ -113,6 +113,7 @@ fn entry() -> DirEntry {
         name: name("entry"),
         attr: ATTR,
         cursor: 1,
+        xattrs: Some(b"user.origin\0".to_vec()),
     }
 }
 
@@ -222,6 +223,7 @@ pub fn read_requests() -> Vec<ReadRequest> {
         ReadRequest::ReadDir {
             dir: dir(),
             cursor: 3,
+            xattrs: true,
         },
         ReadRequest::Open {
             node: node(),

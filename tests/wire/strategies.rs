@@ -188,7 +188,11 @@ fn read_request() -> Any<ReadRequest> {
         (node(), name()).prop_map(|(dir, name)| ReadRequest::Lookup { dir, name }),
         (node(), proptest::option::of(handle()))
             .prop_map(|(node, handle)| ReadRequest::GetAttr { node, handle }),
-        (node(), number()).prop_map(|(dir, cursor)| ReadRequest::ReadDir { dir, cursor }),
+        (node(), number(), any::<bool>()).prop_map(|(dir, cursor, xattrs)| ReadRequest::ReadDir {
+            dir,
+            cursor,
+            xattrs
+        }),
         (node(), one_of(samples::accesses()))
             .prop_map(|(node, access)| ReadRequest::Open { node, access }),
         (node(), one_of(samples::accesses()), number(), any::<bool>()).prop_map(
@@ -324,8 +328,18 @@ pub fn request() -> Any<Request> {
 }
 
 fn entry() -> Any<DirEntry> {
-    (name(), attr(), 1..=u64::MAX)
-        .prop_map(|(name, attr, cursor)| DirEntry { name, attr, cursor })
+    (
+        name(),
+        attr(),
+        1..=u64::MAX,
+        proptest::option::of(bytes(ENTRY_XATTRS_BYTES_MAX)),
+    )
+        .prop_map(|(name, attr, cursor, xattrs)| DirEntry {
+            name,
+            attr,
+            cursor,
+            xattrs,
+        })
         .boxed()
 }
 

@@ -7,8 +7,8 @@ use crate::region::{ClientId, Tick};
 use crate::store::{Errno, Result, StoreFile};
 use crate::units::REGION_BYTES_MAX;
 use crate::wire::{
-    Access, Answer, DIR_ENTRIES_MAX, FileId, HandleId, Kind, LISTING_ENTRIES_MAX, Listing, Name,
-    Node, ReadRequest, RelPath, Reply, XATTR_BYTES_MAX,
+    Access, Answer, DIR_ENTRIES_MAX, DirEntry, ENTRY_XATTRS_BYTES_MAX, FileId, HandleId, Kind,
+    LISTING_ENTRIES_MAX, Listing, Name, Node, ReadRequest, RelPath, Reply, XATTR_BYTES_MAX,
 };
 use std::collections::HashSet;
 
@@ -28,10 +28,13 @@ impl Attached {
                 let read = || self.store().read_link(&node).map(Answer::Bytes);
                 service.brief(|| self.of_node(&node, read)).await
             }
-            ReadRequest::ReadDir { dir, cursor } => {
-                service
-                    .blocking(|| self.list(&dir, cursor, DIR_ENTRIES_MAX))
-                    .await
+            ReadRequest::ReadDir {
+                dir,
+                cursor,
+                xattrs,
+            } => {
+                let list = || self.list(&dir, cursor, DIR_ENTRIES_MAX, xattrs);
+                service.blocking(list).await
             }
             ReadRequest::Open { node, access } => self.open(&node, access).await,
             // Nobody's copy depends on this.
@@ -121,7 +124,7 @@ impl Attached {
             id: root,
             path: RelPath::root(),
         };
-        let listed = || self.list(&root, 0, LISTING_ENTRIES_MAX);
+        let listed = || self.list(&root, 0, LISTING_ENTRIES_MAX, false);
         match self.service.blocking(listed).await {
             Reply {
                 at,
@@ -131,14 +134,27 @@ impl Attached {
         }
     }
 
-    fn list(&self, dir: &Node, cursor: u64, max: usize) -> Reply {
+    fn list(&self, dir: &Node, cursor: u64, max: usize, xattrs: bool) -> Reply {
         self.current(Some(dir), |told| {
             let mut entries = self.store().read_dir(dir, cursor, max)?;
             entries.truncate(max);
+            for entry in entries.iter_mut().filter(|_| xattrs) {
+                entry.xattrs = self.xattrs_of(dir, entry);
+            }
             told.push(dir.id);
             told.extend(entries.iter().map(|entry| entry.attr.id));
             Ok(Answer::Entries(entries))
         })
+    }
+
+    /// Names of the extended attributes of an entry, if it is still there and they are few.
+    fn xattrs_of(&self, dir: &Node, entry: &DirEntry) -> Option<Vec<u8>> {
+        let node = Node {
+            id: entry.attr.id,
+            path: dir.path.join(&entry.name)?,
+        };
+        let names = self.store().list_xattr(&node).ok()?;
+        (names.len() <= ENTRY_XATTRS_BYTES_MAX).then_some(names)
     }
 
     /// Opens a file and keeps it under a handle.

@@ -10,10 +10,14 @@ use crate::wire::{
 };
 use parking_lot::RwLock;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the kernel may keep attributes: it is told when they change.
 const ATTR_TTL: Duration = Duration::from_secs(86_400);
+
+/// Who asks for an extended attribute has so many listings bring their names.
+const XATTR_LISTINGS: u32 = 8;
 
 /// Shows one user's files at the authority as another's here.
 #[derive(Default)]
@@ -358,6 +362,9 @@ impl Replica {
             return Err(Errno::PROTO);
         };
         node.learn_xattrs(&names, at);
+        // One who lists a directory with them ('ls -l') asks for those of the next entry soon.
+        let wanted = &self.shared.xattrs_wanted;
+        wanted.store(XATTR_LISTINGS, Ordering::Relaxed);
         Ok(names)
     }
 

@@ -53,7 +53,7 @@ use crate::wire::{Attr, Caller, Capabilities, RelPath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -201,6 +201,8 @@ pub(crate) struct Shared {
     uses: AtomicU64,
     /// Tasks that tell what was touched.
     telling: watch::Sender<usize>,
+    /// So many listings are to bring the names of extended attributes as well.
+    xattrs_wanted: AtomicU32,
     pulled_bytes: AtomicU64,
     pushed_bytes: AtomicU64,
     /// Found to be the authority's by comparing hashes, and bytes of hashes received for that.
@@ -253,6 +255,7 @@ impl Replica {
             making_room: AtomicBool::new(false),
             uses: AtomicU64::new(0),
             telling: watch::Sender::new(0),
+            xattrs_wanted: AtomicU32::new(0),
             pulled_bytes: AtomicU64::new(0),
             pushed_bytes: AtomicU64::new(0),
             confirmed_bytes: AtomicU64::new(0),

@@ -9,6 +9,7 @@ use crate::wire::{
 };
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A directory that is being read: what it listed so far.
 pub(super) struct DirHandle {
@@ -363,6 +364,10 @@ impl Replica {
             .ok_or(Errno::BADF)?;
         let mut listing = open.listing.lock().await;
         if cursor == 0 {
+            let wanted = &self.shared.xattrs_wanted;
+            let fewer = |listings: u32| listings.checked_sub(1);
+            // Who wants them asks anew where they do not come any more.
+            let _ = wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
             *listing = Listing {
                 items: Vec::new(),
                 next: Some(0),
@@ -423,6 +428,7 @@ impl Replica {
         let request = ReadRequest::ReadDir {
             dir: dir.to_wire()?,
             cursor,
+            xattrs: self.shared.xattrs_wanted.load(Ordering::Relaxed) > 0,
         };
         let (at, answer) = self
             .shared
@@ -434,7 +440,8 @@ impl Replica {
             return Err(Errno::PROTO);
         };
         listing.next = entries.last().map(|entry| entry.cursor);
-        for DirEntry { name, attr, .. } in entries {
+        for entry in entries {
+            let DirEntry { name, attr, .. } = entry;
             let node = self.shared.listed(dir, &name, &attr, at);
             listing.items.push((name, node, attr));
         }

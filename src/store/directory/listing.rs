@@ -55,7 +55,12 @@ impl Listings {
                 return Ok(entries);
             };
             match stat_at(&stream.fd, &name) {
-                Ok(attr) => entries.push(DirEntry { name, attr, cursor }),
+                Ok(attr) => entries.push(DirEntry {
+                    name,
+                    attr,
+                    cursor,
+                    xattrs: None,
+                }),
                 Err(Errno::NOENT) => {}
                 Err(Errno::ACCESS) => return Err(Errno::ACCESS),
                 // A broken mount or a bad block is no reason to hide the others.

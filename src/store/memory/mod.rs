@@ -258,6 +258,7 @@ impl Store for Memory {
                 name: name.clone(),
                 attr: tree.inode(ino)?.attr(),
                 cursor,
+                xattrs: None,
             })
         });
         entries.collect()

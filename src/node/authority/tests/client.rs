@@ -249,7 +249,13 @@ impl Client {
 
     pub async fn list(&self, dir: &Node, cursor: u64) -> Vec<DirEntry> {
         let dir = dir.clone();
-        match self.read(ReadRequest::ReadDir { dir, cursor }).await {
+        let xattrs = cursor.is_multiple_of(2);
+        let request = ReadRequest::ReadDir {
+            dir,
+            cursor,
+            xattrs,
+        };
+        match self.read(request).await {
             Ok(Answer::Entries(entries)) => entries,
             other => panic!("{other:?}"),
         }

@@ -175,6 +175,7 @@ async fn an_answer_of_any_kind_subscribes() {
         ReadRequest::ReadDir {
             dir: root.clone(),
             cursor: 0,
+            xattrs: true,
         },
         ReadRequest::Open {
             node: file.clone(),
@@ -387,6 +388,7 @@ async fn no_change_is_missed_while_names_come_and_go() {
             let request = Request::Read(ReadRequest::ReadDir {
                 dir: reader.root(),
                 cursor: 0,
+                xattrs: true,
             });
             if !last {
                 let reply = reader.exchange(request).await;

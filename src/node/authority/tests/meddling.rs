@@ -99,6 +99,7 @@ async fn an_answer_that_is_overtaken_is_read_again() {
     let list = ReadRequest::ReadDir {
         dir: root.clone(),
         cursor: 0,
+        xattrs: false,
     };
     let get = ReadRequest::GetAttr {
         node: file.clone(),
