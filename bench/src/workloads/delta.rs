@@ -11,35 +11,35 @@ const PAGE_BYTES: usize = 4096;
 const OF_PAGES: u64 = 100;
 
 pub fn run(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
-    let region = Extent {
-        bytes: extent.region,
+    // All of the file: what was never read would come as well.
+    let whole = Extent {
         sequential_max: extent.sequential_max * 4,
         ..*extent
     };
     let read = || -> Result<f64, String> {
         let mount = session.mount(How::default())?;
-        let outcome = Job::read(&mount.file, &region).run(session)?;
+        let outcome = Job::read(&mount.file, &whole).run(session)?;
         mount.unmount()?;
-        match (outcome.bytes as u64) < region.bytes {
+        match (outcome.bytes as u64) < extent.bytes {
             true => Err("too slow to read all of it in time".into()),
             false => Ok(outcome.speed),
         }
     };
     read()?;
     let served = session.place.served.join(FILE);
-    change(&served, &region).map_err(|e| format!("{}: {e}", served.display()))?;
+    change(&served, extent).map_err(|e| format!("{}: {e}", served.display()))?;
     let before = session.place.link.bytes_received()?;
     let speed = read()?;
     let came = session.place.link.bytes_received()?.saturating_sub(before);
-    let share = 100.0 * came as f64 / region.bytes as f64;
+    let share = 100.0 * came as f64 / extent.bytes as f64;
     Ok(vec![("delta", speed), ("delta-share", share)])
 }
 
 /// Other random bytes in random pages.
-fn change(file: &std::path::Path, region: &Extent) -> std::io::Result<()> {
+fn change(file: &std::path::Path, extent: &Extent) -> std::io::Result<()> {
     let file = File::options().write(true).open(file)?;
-    let mut random = fastrand::Rng::with_seed(region.seed);
-    let pages = region.bytes / PAGE_BYTES as u64;
+    let mut random = fastrand::Rng::with_seed(extent.seed);
+    let pages = extent.bytes / PAGE_BYTES as u64;
     let mut page = [0; PAGE_BYTES];
     for _ in 0..pages / OF_PAGES {
         random.fill(&mut page);

@@ -104,7 +104,7 @@ impl Workload {
 pub struct Extent {
     /// Bytes of the file.
     pub bytes: u64,
-    /// Bytes of it that `stores`, `remount` and `delta` use.
+    /// Bytes of it that `stores` and `remount` use.
     pub region: u64,
     /// A sequential run ends after so long, with what it has then.
     pub sequential_max: Duration,
