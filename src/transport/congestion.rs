@@ -10,6 +10,17 @@
 //!   done to others where queues are so short that they show no delay.
 //!
 //! Marks of routers (ECN) and persistent congestion always count.
+//!
+//! CUBIC also fills whatever queue there is, and what somebody waits for then stands in it behind what nobody
+//! waits for. So the window is bounded by delay as well ([`Bound`]), as in TCP Vegas (Brakmo and Peterson 1995):
+//!
+//! ```text
+//!             a queue stands: window × lowest / measured round trip
+//!   free ───────────────────────────────────────────▶ bounded ─┐ none: a little more each round trip
+//!    ▲ ▲            the bound is no bound any more       │  ▲  │
+//!    │ └─────────────────────────────────────────────────┤  └──┘
+//!    └── the queue stays: it is that of others, with whom CUBIC has to compete ──┘
+//! ```
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, Cubic, CubicConfig};
 use quinn_proto::RttEstimator;
@@ -24,6 +35,16 @@ const CHANCE: u64 = 50;
 /// No queue has built up while the round-trip time is below the lowest by this factor and this time.
 const NO_QUEUE_FACTOR: f64 = 1.25;
 const NO_QUEUE_REST: Duration = Duration::from_millis(1);
+/// Below this lowest round-trip time delays tell of processors rather than of queues.
+const BOUND_ROUND_TRIP_MIN: Duration = Duration::from_millis(4);
+/// The queue that may stand is this part of the lowest round-trip time.
+const STANDING: u32 = 8;
+/// The bound is at least this part of what CUBIC would have.
+const BOUND_PART: u64 = 4;
+/// After so many round trips without an effect the queue is taken for that of others.
+const BOUND_ROUNDS_MAX: u32 = 8;
+/// CUBIC then competes for so long.
+const COMPETE: Duration = Duration::from_secs(5);
 
 /// Makes the controllers of connections.
 pub(super) fn factory() -> Arc<dyn ControllerFactory + Send + Sync> {
@@ -41,6 +62,7 @@ impl ControllerFactory for Factory {
             recent: Recent::new(now),
             mtu: u64::from(current_mtu),
             queue: false,
+            bound: Bound::new(now),
         })
     }
 }
@@ -52,6 +74,59 @@ struct Tolerant {
     mtu: u64,
     /// By the last acknowledgement a queue has built up.
     queue: bool,
+    bound: Bound,
+}
+
+/// A bound of the window in bytes, by delay.
+#[derive(Clone, Debug)]
+struct Bound {
+    bytes: Option<u64>,
+    /// When it is looked at next.
+    next: Instant,
+    /// Round trips in which it had no effect.
+    rounds: u32,
+}
+
+impl Bound {
+    fn new(now: Instant) -> Bound {
+        Bound {
+            bytes: None,
+            next: now,
+            rounds: 0,
+        }
+    }
+
+    /// Once a round trip: looks at the queue there is. `window` is CUBIC's.
+    fn look(
+        &mut self,
+        now: Instant,
+        round_trip: Duration,
+        lowest: Duration,
+        window: u64,
+        mtu: u64,
+    ) {
+        if lowest < BOUND_ROUND_TRIP_MIN || now < self.next {
+            return;
+        }
+        self.next = now + round_trip;
+        let allowed = lowest / STANDING;
+        let bytes = self.bytes.unwrap_or(window).min(window);
+        if round_trip.saturating_sub(lowest) <= allowed {
+            let more = bytes + (bytes / 16).max(mtu);
+            self.bytes = self.bytes.map(|_| more).filter(|&more| more < window);
+            self.rounds = 0;
+            return;
+        }
+        let part = (lowest + allowed * 3 / 4).div_duration_f64(round_trip);
+        let least = window / BOUND_PART;
+        let less = (bytes as f64 * part) as u64;
+        self.bytes = Some(less.max(least));
+        self.rounds += u32::from(less < least);
+        if self.rounds > BOUND_ROUNDS_MAX {
+            (self.bytes, self.rounds) = (None, 0);
+            self.next = now + COMPETE;
+        }
+    }
 }
 
 /// Bytes acknowledged and lost, those before the last round trip by half, and so on.
@@ -100,7 +175,11 @@ impl Controller for Tolerant {
         self.recent.halve_if_due(now, rtt.get());
         self.recent.acked += bytes;
         self.queue = rtt.get() > rtt.min().mul_f64(NO_QUEUE_FACTOR) + NO_QUEUE_REST;
-        self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
+        let window = self.cubic.window();
+        self.bound.look(now, rtt.get(), rtt.min(), window, self.mtu);
+        // CUBIC does not grow by what it is kept from.
+        let limited = app_limited || self.bound.bytes.is_some();
+        self.cubic.on_ack(now, sent, bytes, limited, rtt);
     }
 
     fn on_end_acks(
@@ -138,7 +217,8 @@ impl Controller for Tolerant {
     }
 
     fn window(&self) -> u64 {
-        self.cubic.window()
+        let window = self.cubic.window();
+        self.bound.bytes.map_or(window, |bytes| bytes.min(window))
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -173,6 +253,7 @@ mod tests {
             recent,
             mtu: PACKET,
             queue,
+            bound: Bound::new(now),
         }
     }
 
@@ -201,6 +282,59 @@ mod tests {
     fn marks_and_persistent_congestion_always_count() {
         assert!(reduces(tolerant(1000 * PACKET, false), 0, false));
         assert!(reduces(tolerant(1000 * PACKET, false), 1, true));
+    }
+
+    /// A connection alone on a link of 60 bytes a microsecond and 40 ms, whose queue takes everything. The window and
+    /// the queue it makes, in each of so many round trips.
+    fn alone(rounds: usize) -> Vec<(u64, Duration)> {
+        let lowest = Duration::from_millis(40);
+        let (mut now, mut window) = (Instant::now(), 46_000);
+        let mut bound = Bound::new(now);
+        let mut seen = Vec::new();
+        for _ in 0..rounds {
+            let bounded = bound.bytes.unwrap_or(window).min(window);
+            let round_trip = lowest.max(Duration::from_micros(bounded / 60));
+            now += round_trip;
+            bound.look(now, round_trip, lowest, window, PACKET);
+            if bound.bytes.is_none() {
+                window *= 2; // slow start
+            }
+            seen.push((bounded, round_trip - lowest));
+        }
+        seen
+    }
+
+    #[test]
+    fn a_queue_of_our_own_is_kept_short_and_the_link_full() {
+        let seen = alone(200);
+        let settled = &seen[20..];
+        let most = settled.iter().map(|(_, queue)| *queue).max();
+        assert!(most.unwrap() < Duration::from_millis(8), "{settled:?}");
+        let least = settled.iter().map(|(window, _)| *window).min();
+        assert!(least.unwrap() >= 60 * 40_000, "{settled:?}");
+    }
+
+    #[test]
+    fn a_queue_of_others_is_competed_with() {
+        let (mut now, lowest) = (Instant::now(), Duration::from_millis(40));
+        let mut bound = Bound::new(now);
+        let mut bounded = 0;
+        for _ in 0..200 {
+            now += 2 * lowest;
+            bound.look(now, 2 * lowest, lowest, 1 << 20, PACKET);
+            assert!(bound.bytes.is_none_or(|bytes| bytes >= 1 << 18));
+            bounded += u32::from(bound.bytes.is_some());
+        }
+        assert!((10..50).contains(&bounded), "{bounded}");
+    }
+
+    #[test]
+    fn short_paths_are_not_bounded() {
+        let now = Instant::now();
+        let mut bound = Bound::new(now);
+        let lowest = Duration::from_micros(200);
+        bound.look(now, 50 * lowest, lowest, 1 << 20, PACKET);
+        assert_eq!(bound.bytes, None);
     }
 
     #[test]
