@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Drop the copies of files, here and in the kernel; what is dirty is pushed first
+///
+/// A file of a mount with --immutable that a program has open or mapped may be busy: then its copy stays.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Files and directories on a mount; of a directory, all files in it and below

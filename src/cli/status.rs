@@ -231,13 +231,18 @@ fn table(text: &mut String, regions: &[&RegionStatus]) -> std::fmt::Result {
     for region in regions {
         writeln!(
             text,
-            "  {:>10} {:>10} {:>10} {:>10} {:>5}  {}",
+            "  {:>10} {:>10} {:>10} {:>10} {:>5}  {}{}",
             format_size(region.size),
             format_size(region.present_bytes),
             format_size(region.dirty_bytes),
             format_size(region.in_flight_bytes),
             region.opens,
-            region.path
+            region.path,
+            if region.lent {
+                " (read by the kernel itself)"
+            } else {
+                ""
+            }
         )?;
     }
     Ok(())

@@ -4,13 +4,16 @@
 //! a shared mapping of the same page cache, so that a reply to the kernel needs no copy of its own.
 //! The mapping is made at the first read and is larger than the file, so that a file that grows
 //! seldom needs another one.
+//!
+//! Where somebody else reads the same file, [`MappedFile::part`] leaves it to them before it is changed.
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The most pieces one `pwritev(2)` takes (Linux: `UIO_MAXIOV`).
 const PIECES_MAX: usize = 1024;
@@ -22,10 +25,23 @@ const MAPPING_BYTES_MIN: u64 = 1 << 20;
 pub struct MappedFile {
     file: File,
     len: u64,
+    place: Place,
     /// Covers at least `len` bytes once there is one. Bytes past the end of the file must not be
     /// touched: SIGBUS.
     mapping: std::sync::OnceLock<MmapRaw>,
 }
+
+/// Where another file can be made in place of one.
+#[derive(Debug)]
+enum Place {
+    Memory,
+    /// Without a name, in this directory.
+    Directory(PathBuf),
+    Path(PathBuf),
+}
+
+/// What the name of a file ends with that [`MappedFile::part`] has not finished.
+pub const UNFINISHED: &str = "new";
 
 impl MappedFile {
     /// An empty nameless file in `directory`: gone with its last descriptor, however this process ends.
@@ -36,6 +52,7 @@ impl MappedFile {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         Ok(Self::from_file(
             rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?.into(),
+            Place::Directory(directory.to_owned()),
         ))
     }
 
@@ -48,7 +65,7 @@ impl MappedFile {
         let len = file.metadata()?.len();
         Ok(MappedFile {
             len,
-            ..Self::from_file(file)
+            ..Self::from_file(file, Place::Path(path.to_owned()))
         })
     }
 
@@ -58,13 +75,14 @@ impl MappedFile {
     /// From `memfd_create(2)`.
     pub fn in_memory() -> io::Result<MappedFile> {
         let file = rustix::fs::memfd_create("memfs-copy", MemfdFlags::CLOEXEC)?;
-        Ok(Self::from_file(file.into()))
+        Ok(Self::from_file(file.into(), Place::Memory))
     }
 
-    fn from_file(file: File) -> MappedFile {
+    fn from_file(file: File, place: Place) -> MappedFile {
         MappedFile {
             file,
             len: 0,
+            place,
             mapping: std::sync::OnceLock::new(),
         }
     }
@@ -167,6 +185,66 @@ impl MappedFile {
         Some((start, end))
     }
 
+    /// Whether anybody but this `MappedFile` has the file open or mapped, in this process or another.
+    ///
+    /// # Errors
+    /// Where the file system cannot tell.
+    pub fn is_in_use_elsewhere(&self) -> io::Result<bool> {
+        super::lease::is_open_elsewhere(&self.file)
+    }
+
+    /// Puts a file with the same bytes and holes in the place of this one, which stays as it is for those who
+    /// have it open or mapped. One with a name keeps its name, at every instant; until it has that, it is called as
+    /// [`UNFINISHED`] says.
+    ///
+    /// # Errors
+    /// From making and copying; then nothing has changed.
+    pub fn part(&mut self) -> io::Result<()> {
+        let mut fresh = match &self.place {
+            Place::Memory => MappedFile::in_memory()?,
+            Place::Directory(directory) => MappedFile::in_directory(directory)?,
+            Place::Path(path) => {
+                let unfinished = path.with_extension(UNFINISHED);
+                match std::fs::remove_file(&unfinished) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => MappedFile::named(&unfinished)?,
+                }
+            }
+        };
+        fresh.set_len(self.len)?;
+        self.copy_to(&fresh)?;
+        if let Place::Path(path) = &self.place {
+            std::fs::rename(path.with_extension(UNFINISHED), path)?;
+        }
+        self.file = fresh.file;
+        self.mapping = std::sync::OnceLock::new();
+        Ok(())
+    }
+
+    /// Copies all that is no hole.
+    fn copy_to(&self, other: &MappedFile) -> io::Result<()> {
+        use rustix::fs::SeekFrom;
+        let mut at = 0;
+        while at < self.len {
+            let mut from = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Err(rustix::io::Errno::NXIO) => return Ok(()),
+                start => start?,
+            };
+            at = rustix::fs::seek(&self.file, SeekFrom::Hole(from))?.min(self.len);
+            let mut to = from;
+            while from < at {
+                let len = usize::try_from(at - from).unwrap_or(usize::MAX);
+                let (file, other) = (&self.file, &other.file);
+                let copied =
+                    rustix::fs::copy_file_range(file, Some(&mut from), other, Some(&mut to), len)?;
+                if copied == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what was written durable.
     ///
     /// # Errors
@@ -217,6 +295,12 @@ impl MappedFile {
             Some(end) if end <= self.len => Ok(()),
             _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         }
+    }
+}
+
+impl AsFd for MappedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -276,6 +360,46 @@ mod tests {
         file.set_len(64 << 20).unwrap();
         file.with_bytes((64 << 20) - 3, 3, |bytes| assert_eq!(bytes, b"\0\0\0"))
             .unwrap();
+    }
+
+    #[test]
+    fn who_reads_a_file_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.copy");
+        for mut file in [
+            MappedFile::in_memory().unwrap(),
+            MappedFile::in_directory(folder.path()).unwrap(),
+            MappedFile::named(&path).unwrap(),
+        ] {
+            file.set_len(3 << 20).unwrap();
+            file.write_at(b"abc", (1 << 20) - 1).unwrap();
+            file.with_bytes(0, 1, |_| ()).unwrap();
+            assert!(!file.is_in_use_elsewhere().unwrap());
+            let through = format!("/proc/self/fd/{}", {
+                use std::os::fd::AsRawFd;
+                file.as_fd().as_raw_fd()
+            });
+            let reader = File::open(through).unwrap();
+            let mapping = MmapOptions::new().map_raw_read_only(&reader).unwrap();
+            assert!(file.is_in_use_elsewhere().unwrap());
+            drop(reader);
+            assert!(file.is_in_use_elsewhere().unwrap(), "a mapping is a use");
+
+            file.part().unwrap();
+            assert!(!file.is_in_use_elsewhere().unwrap());
+            file.write_at(b"xyz", 1 << 20).unwrap();
+            let place = (1 << 20) - 1;
+            file.with_bytes(place, 4, |bytes| assert_eq!(bytes, b"axyz"))
+                .unwrap();
+            assert!(file.allocated_bytes().unwrap() < 1 << 20, "holes stay");
+            // SAFETY: within the mapping, whose file nobody writes to.
+            let seen =
+                unsafe { std::slice::from_raw_parts(mapping.as_ptr().add(place as usize), 4) };
+            assert_eq!(seen, b"abc\0");
+        }
+        let found = std::fs::read(&path).unwrap();
+        assert_eq!(found[(1 << 20) - 1..][..4], *b"axyz");
+        assert!(!path.with_extension(UNFINISHED).exists());
     }
 
     #[test]

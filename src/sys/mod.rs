@@ -4,6 +4,7 @@
 mod daemon;
 mod fork;
 mod handle;
+mod lease;
 mod mapped_file;
 mod mapped_words;
 mod parent;
@@ -12,7 +13,7 @@ mod write_back;
 pub use daemon::{Starting, detach};
 pub use fork::{Forked, close_standard_streams, fork, ignore_end_signals};
 pub use handle::file_handle;
-pub use mapped_file::MappedFile;
+pub use mapped_file::{MappedFile, UNFINISHED};
 pub use mapped_words::MappedWords;
 pub use parent::ParentDeath;
 pub use write_back::write_back;

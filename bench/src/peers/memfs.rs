@@ -7,7 +7,8 @@ use memfs::transport::Identity;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub const SETTINGS: &str = "defaults; --pull demand for random reads";
+pub const SETTINGS: &str =
+    "defaults; --pull demand for random reads; --immutable for the read-only second mount";
 
 /// The key of both sides: one's own key is trusted and let in.
 pub fn identity(home: &Path) -> PathBuf {
@@ -78,7 +79,7 @@ pub fn mount(session: &Session, mount: &mut Mount, how: How) -> Result<(), Strin
         command.arg("--no-learn");
     }
     if how.read_only {
-        command.arg("--read-only");
+        command.arg("--immutable");
     }
     command
         .arg(format!("memfs://{}/", session.address()))

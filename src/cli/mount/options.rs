@@ -12,6 +12,13 @@ pub struct Settings {
     /// Refuse changes [-o ro]
     #[arg(long)]
     pub read_only: bool,
+    /// The source does not change while it is mounted; implies --read-only
+    ///
+    /// Files that are wholly here when they are opened are then read by the kernel itself, at the speed of the cache
+    /// directory (as root, from Linux 6.9 on). Such a file does not follow the source and does not wait for the server: if
+    /// it changes all the same, that is seen when it is opened after everybody has closed it.
+    #[arg(long)]
+    pub immutable: bool,
     /// Let other users in, as far as modes and owners allow
     ///
     /// An ordinary user needs 'user_allow_other' in /etc/fuse.conf for it.
@@ -230,7 +237,7 @@ impl Settings {
             format!("-o {}: {told}", lists.join(","))
         })?;
         let mut settings = self.or(listed.settings);
-        settings.read_only |= flags.read_only;
+        settings.read_only |= flags.read_only || settings.immutable;
         if settings.soft.is_some() && settings.hard {
             return Err("'soft' and 'hard' contradict each other: give one of them".into());
         }
@@ -240,6 +247,7 @@ impl Settings {
     fn or(self, other: Settings) -> Settings {
         Settings {
             read_only: self.read_only || other.read_only,
+            immutable: self.immutable || other.immutable,
             allow_other: self.allow_other || other.allow_other,
             uid: self.uid.or(other.uid),
             gid: self.gid.or(other.gid),
@@ -306,6 +314,7 @@ mod tests {
         assert_eq!(settings.cache, Some(PathBuf::from("memory")));
         assert_eq!(settings.soft, Some(Duration::from_secs(5)));
         assert!(!listed(&["ro,rw"]).unwrap().0.read_only);
+        assert!(listed(&["immutable"]).unwrap().0.read_only);
     }
 
     #[test]

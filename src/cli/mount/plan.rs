@@ -141,6 +141,7 @@ impl Plan {
         let settings = &self.settings;
         Ok(ReplicaOptions {
             read_only: settings.read_only,
+            immutable: settings.immutable,
             subtree: match &self.source {
                 Source::Server { subtree, .. } => subtree.clone(),
                 Source::Ssh { .. } | Source::Store(_) => RelPath::root(),

@@ -50,6 +50,8 @@ pub(super) struct Adapter {
     runtime: Handle,
     /// Process number of [`super::Helper`].
     helper: u32,
+    /// Copies may be lent to the kernel.
+    pub(super) lends: bool,
     /// What did not fit into the answer before, of each directory being read.
     pub(super) rests: Arc<Mutex<HashMap<HandleNo, Rest>>>,
 }
@@ -60,6 +62,7 @@ impl Adapter {
             replica,
             runtime,
             helper,
+            lends: false,
             rests: Arc::default(),
         }
     }
@@ -113,6 +116,17 @@ impl Adapter {
     }
 }
 
+/// Whether the kernel can read files of others instead of asking. Those may not be on a stacked file system, so that this
+/// one can still be below such a one.
+fn may_lend(config: &mut KernelConfig) -> bool {
+    let may = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(1).is_ok();
+    if !may {
+        tracing::debug!("the kernel cannot read copies itself: that needs Linux 6.9");
+    }
+    may
+}
+
 pub(super) fn caller(request: &Request) -> Caller {
     Caller {
         uid: request.uid(),
@@ -127,6 +141,7 @@ impl Filesystem for Adapter {
                 tracing::debug!("the kernel does not have {capability:?}");
             }
         }
+        self.lends = self.replica.lends() && may_lend(config);
         // None of these is out of bounds, but for the reading ahead in an older kernel.
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
         if let Err(allowed) = config.set_max_readahead(TRANSFER_BYTES_MAX) {

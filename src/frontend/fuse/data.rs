@@ -3,11 +3,11 @@
 use super::adapter::Adapter;
 use super::convert::{self, errno};
 use super::reply;
-use crate::node::replica::{DirItem, Entry, HandleNo, NodeNo, Replica};
+use crate::node::replica::{Backing, DirItem, Entry, HandleNo, NodeNo, Replica};
 use crate::units::ByteRange;
 use fuser::{
-    FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
+    BackingId, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
 };
 use rustix::io::{Errno, Result};
 use std::sync::Arc;
@@ -108,12 +108,19 @@ impl Adapter {
         if self.is_helper(request) && !write {
             return reply.opened(HELPER_HANDLE, opened | FopenFlags::FOPEN_KEEP_CACHE);
         }
-        let replica = Arc::clone(&self.replica);
+        let (replica, lends) = (Arc::clone(&self.replica), self.lends);
         self.run(async move {
             match replica.open(node, read, write).await {
                 Ok((handle, keep)) => {
-                    opened.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
-                    reply.opened(FileHandle(handle.0), opened);
+                    let lent = lends.then(|| lend(&replica, handle, &reply)).flatten();
+                    match lent.as_ref().and_then(|lent| lent.downcast_ref()) {
+                        Some(lent) => reply.opened_passthrough(FileHandle(handle.0), opened, lent),
+                        None => {
+                            // Not for what is lent: the kernel would refuse the open.
+                            opened.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
+                            reply.opened(FileHandle(handle.0), opened);
+                        }
+                    }
                 }
                 Err(error) => reply.error(errno(error)),
             }
@@ -245,6 +252,14 @@ impl Adapter {
         self.replica.close_dir(handle);
         reply.ok();
     }
+}
+
+/// A [`BackingId`], if the kernel is to read the copy itself.
+fn lend(replica: &Replica, handle: HandleNo, reply: &ReplyOpen) -> Option<Backing> {
+    replica.lend(handle, |copy| {
+        let backing: BackingId = reply.open_backing(copy)?;
+        Ok(Arc::new(backing))
+    })
 }
 
 async fn wait_and_read(

@@ -1,5 +1,6 @@
 //! Open files: reading, storing, flushing.
 
+use super::lending::Way;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::{HandleNo, NodeNo, Replica, Shared, transfer};
@@ -10,14 +11,16 @@ use crate::wire::{
     Access, Allocate, Answer, Attr, ChangeRequest, HandleId, Kind, ReadRequest, TRANSFER_BYTES_MAX,
 };
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 /// A file that a program has open.
 pub(super) struct OpenFile {
     pub node: Arc<Node>,
     pub region: Arc<Region>,
     write: bool,
+    /// How the kernel has it open, once that is known and where it matters.
+    pub way: OnceLock<Way>,
 }
 
 /// The beginning of a file that comes with opening it, in bytes.
@@ -151,6 +154,7 @@ impl Replica {
                 node,
                 region,
                 write: false,
+                way: OnceLock::new(),
             })
         })
     }
@@ -206,6 +210,7 @@ impl Replica {
             node: node.clone(),
             region,
             write,
+            way: OnceLock::new(),
         })
     }
 
@@ -221,6 +226,9 @@ impl Replica {
             .use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
         file.region.update(|inner| {
             inner.opens = inner.opens.saturating_sub(1);
+            if let Some(way) = file.way.get() {
+                inner.give_back(*way);
+            }
             if inner.opens == 0 {
                 inner.core.set_background(false);
             }
@@ -232,7 +240,7 @@ impl Replica {
         self.shared.make_room();
     }
 
-    fn file(&self, handle: HandleNo) -> Result<Arc<OpenFile>> {
+    pub(super) fn file(&self, handle: HandleNo) -> Result<Arc<OpenFile>> {
         self.shared
             .files
             .read()
@@ -415,6 +423,9 @@ impl Replica {
     /// SEEK_DATA or SEEK_HOLE.
     pub async fn seek(&self, handle: HandleNo, offset: u64, data: bool) -> Result<u64> {
         let file = self.file(handle)?;
+        if let Some(found) = file.seek_lent(offset, data) {
+            return found;
+        }
         self.bounded(async {
             self.shared.flush_node(&file.node).await?;
             let handle = self.shared.handle_of(&file.region, Access::Read).await?;
@@ -490,7 +501,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Drops what is clean of a file, here and in the kernel.
+    /// Drops what is clean of a file, here and in the kernel. `BUSY` where a program reads the copy itself.
     pub async fn drop_copy(&self, node: NodeNo) -> Result<()> {
         let node = self.shared.nodes.get(node)?;
         self.bounded(self.shared.flush_node(&node)).await?;
@@ -498,6 +509,9 @@ impl Replica {
         if let Some(region) = node.region.lock().clone() {
             let mut dropped = Vec::new();
             region.update(|inner| {
+                if inner.is_read_directly() {
+                    return Err(Errno::BUSY);
+                }
                 inner.core.handle_forget(whole, &mut dropped);
                 inner.punch(&dropped)
             })?;
@@ -510,7 +524,9 @@ impl Replica {
     /// Pushes what is dirty of a file, also what is only in the kernel's pages.
     pub async fn push(&self, node: NodeNo) -> Result<()> {
         let node = self.shared.nodes.get(node)?;
+        // A file that is lent to the kernel cannot be opened for that.
         if let (Some(kernel), Ok(path)) = (self.shared.kernel.get(), node.path())
+            && !self.is_read_only()
             && node.region.lock().is_some()
         {
             kernel.write_back(node.no, path).await;

@@ -10,6 +10,7 @@
 
 use super::cache::map::{PUSHES_MAX, PageMap};
 use super::cache::room::Clock;
+use super::lending::Lending;
 use super::region::io_errno;
 use super::unsynced::Unsynced;
 use crate::region::{FlushId, PullId, Push, PushId, Replica, Tick, WaiterId};
@@ -54,6 +55,8 @@ pub(super) struct Inner {
     pub learning: bool,
     /// The kernel thread is putting pages: nobody may begin to write meanwhile.
     pub putting: bool,
+    /// How the kernel has it open.
+    pub lending: Lending,
     /// Pushes under way, as they are recorded.
     pushing: [Option<PushId>; PUSHES_MAX],
     /// When the newest answered push was applied.
@@ -83,6 +86,7 @@ impl Inner {
             writers: 0,
             learning: false,
             putting: false,
+            lending: Lending::default(),
             pushing: [None; PUSHES_MAX],
             pushed_at: Tick(0),
             dirty_counted: 0,
@@ -101,12 +105,25 @@ impl Inner {
             let step = COPY_STEP_BYTES.max((end / 4) & !(COPY_STEP_BYTES - 1));
             let stepped = end.checked_next_multiple_of(step).unwrap_or(end);
             let len = stepped.min(self.core.size().max(end).next_multiple_of(PAGE_BYTES));
-            self.copy.set_len(len).map_err(io_errno)?;
-            if let Some(map) = &mut self.map {
-                map.set_copy_bytes(len);
-            }
+            self.set_copy_len(len)?;
         }
         self.clock.extend(self.copy.len());
+        Ok(())
+    }
+
+    /// Cuts the copy off, or extends it with a hole.
+    pub fn set_copy_len(&mut self, len: u64) -> Result<()> {
+        if len == self.copy.len() {
+            return Ok(());
+        }
+        self.own_copy()?;
+        if let Some(map) = self.map.as_mut().filter(|map| len < map.copy_bytes()) {
+            map.set_copy_bytes(len); // first: a copy that is too short is not believed
+        }
+        self.copy.set_len(len).map_err(io_errno)?;
+        if let Some(map) = &mut self.map {
+            map.set_copy_bytes(len);
+        }
         Ok(())
     }
 
@@ -127,6 +144,7 @@ impl Inner {
     /// Stores bytes that the core can take, and tells it.
     pub fn store(&mut self, range: ByteRange, bytes: &[u8]) -> Result<()> {
         self.ensure_room(range.end)?;
+        self.own_copy()?;
         if let Some(map) = &mut self.map {
             let size = self.core.size().max(range.end);
             map.begin_store(range.pages_touched(), size)
@@ -203,9 +221,13 @@ impl Inner {
         self.clock.note(range);
         for &part in wanted.iter() {
             let slices = slices_of(pieces, part.start - range.start, part.len());
-            if let Err(error) = self.copy.write_pieces_at(&slices, part.start) {
+            let written = self.own_copy().and_then(|()| {
+                let written = self.copy.write_pieces_at(&slices, part.start);
+                written.map_err(io_errno)
+            });
+            if let Err(errno) = written {
                 self.drop_clean(range);
-                return Err(io_errno(error));
+                return Err(errno);
             }
         }
         Ok(())
@@ -277,7 +299,7 @@ impl Inner {
     /// Makes holes of bytes that are past the end now.
     pub fn zero(&mut self, ranges: &[ByteRange]) -> Result<()> {
         self.note_touched();
-        ranges.iter().try_for_each(|&range| self.punch_bytes(range))
+        (ranges.iter()).try_for_each(|&range| self.punch_bytes(range))
     }
 
     /// Makes holes of pages that were dropped.
@@ -288,8 +310,11 @@ impl Inner {
             .try_for_each(|run| self.punch_bytes(run.bytes()))
     }
 
-    fn punch_bytes(&self, range: ByteRange) -> Result<()> {
+    fn punch_bytes(&mut self, range: ByteRange) -> Result<()> {
         let range = range.intersect(ByteRange::new(0, self.copy.len()));
+        if !range.is_empty() {
+            self.own_copy()?;
+        }
         self.copy.punch(range.start, range.len()).map_err(io_errno)
     }
 

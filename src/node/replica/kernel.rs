@@ -187,7 +187,10 @@ impl Worker {
 /// Lets the kernel thread put a range that has arrived into the page cache.
 pub(super) fn put_later(shared: &Shared, region: &Arc<Region>, range: ByteRange) {
     if let Some(kernel) = shared.kernel.get()
-        && region.look(|inner| inner.writers == 0 && inner.opens > 0 && !inner.learning)
+        && region.look(|inner| {
+            let wanted = inner.writers == 0 && inner.opens > 0 && !inner.learning;
+            wanted && !inner.lending.is_lent()
+        })
     {
         kernel.queue(Job::Put(Arc::downgrade(region), range));
     }

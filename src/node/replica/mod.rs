@@ -7,6 +7,7 @@
 //! | `names`, `attrs`, `files` | what a front end calls, by what it is about |
 //! | `region` | one region: core, local copy, who waits |
 //! | `inner` | what its lock guards |
+//! | `lending` | copies that the kernel reads by itself |
 //! | `copies` | which regions and copies there are |
 //! | `cache` | copies that outlive the mount, and room for them |
 //! | `transfer` | pull and push tasks |
@@ -34,6 +35,7 @@ mod inner;
 mod keeper;
 mod kernel;
 mod learn;
+mod lending;
 mod link;
 mod names;
 mod nodes;
@@ -43,6 +45,7 @@ mod transfer;
 mod unsynced;
 
 pub use cache::conflicts::Conflict;
+pub use lending::Backing;
 pub use status::{LinkState, RegionStatus, Status};
 
 use crate::region::Tick;
@@ -85,6 +88,8 @@ pub enum SourceName {
 pub struct ReplicaOptions {
     /// Send no change.
     pub read_only: bool,
+    /// The source does not change: where changes are refused as well, the kernel may read whole copies itself.
+    pub immutable: bool,
     /// Which part of the export is the root.
     pub subtree: RelPath,
     /// Where local copies are kept; `None`: in memory.
@@ -111,6 +116,7 @@ impl Default for ReplicaOptions {
     fn default() -> Self {
         ReplicaOptions {
             read_only: false,
+            immutable: false,
             subtree: RelPath::root(),
             cache: None,
             source: SourceName::Key,
@@ -198,6 +204,8 @@ pub(crate) struct Shared {
     copy_bytes: AtomicU64,
     /// Copies are being given up.
     making_room: AtomicBool,
+    /// The kernel will not read copies itself.
+    lending_refused: AtomicBool,
     uses: AtomicU64,
     /// Tasks that tell what was touched.
     telling: watch::Sender<usize>,
@@ -253,6 +261,7 @@ impl Replica {
             bases_recorded: Notify::new(),
             copy_bytes: AtomicU64::new(0),
             making_room: AtomicBool::new(false),
+            lending_refused: AtomicBool::new(false),
             uses: AtomicU64::new(0),
             telling: watch::Sender::new(0),
             xattrs_wanted: AtomicU32::new(0),

@@ -66,6 +66,8 @@ pub struct RegionStatus {
     pub in_flight_bytes: u64,
     /// Open handles.
     pub opens: u64,
+    /// The kernel reads the copy itself.
+    pub lent: bool,
 }
 
 impl Replica {
@@ -138,6 +140,7 @@ fn region_status(node: &Arc<Node>) -> Option<RegionStatus> {
         dirty_bytes: inner.core.dirty_pages() * PAGE_BYTES,
         in_flight_bytes: inner.core.in_flight_bytes(),
         opens: u64::from(inner.opens),
+        lent: inner.lending.is_lent(),
     }))
 }
 

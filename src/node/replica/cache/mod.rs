@@ -7,6 +7,7 @@
 //!   name                 what the source is called, for people
 //!   FILE.copy            the bytes of one file, with holes   (FILE: its device, inode and birth)
 //!   FILE.map             which pages of it are there, and of what they are a copy: see `map`
+//!   FILE.new             what is to be FILE.copy, while the one there is is left to those who read it: see `lending`
 //!   FILE.open            a mount has the file open for writing, or had: look for dirty pages
 //!   conflicts/FILE-N.*   dirty pages of a file that others had changed when they were found
 //! ```
@@ -34,7 +35,7 @@ pub(super) mod take_up;
 
 use super::link::Link;
 use super::{ReplicaOptions, SourceName};
-use crate::sys::MappedFile;
+use crate::sys::{MappedFile, UNFINISHED};
 use crate::wire::{Attr, FileId};
 use map::{Damage, PageMap};
 use parking_lot::Mutex;
@@ -168,6 +169,9 @@ impl Cache {
         };
         if !boot::is_whole(&cache.folder, &cache.boot) {
             cache.give_up_all()?;
+        }
+        for id in cache.all(UNFINISHED) {
+            std::fs::remove_file(cache.path(id, UNFINISHED))?;
         }
         boot::record(&cache.folder, &cache.boot, false)?;
         // For people only.

@@ -72,8 +72,11 @@ impl Clock {
 
 impl Inner {
     /// Punches out the next chunk of clean pages that was not read lately. False at the end of the copy, from
-    /// where it begins anew.
+    /// where it begins anew, and where somebody reads the copy itself.
     fn evict(&mut self) -> Result<bool> {
+        if self.is_read_directly() {
+            return Ok(false);
+        }
         let Some((start, _)) = self.copy.next_data(self.clock.hand) else {
             self.clock.hand = 0;
             return Ok(false);

@@ -87,6 +87,8 @@ impl Shared {
             core.handle_old(&found.old);
         }
         let mut inner = Inner::new(core, copy, Some(map), generation);
+        // Mapped since an earlier mount, perhaps. Where that cannot be told it was not lent either.
+        inner.lending.shared = inner.copy.is_in_use_elsewhere().unwrap_or(false);
         inner.begin_record(base)?;
         Ok(inner)
     }
