@@ -1,7 +1,11 @@
 //! Copies that the kernel reads by itself (`--immutable`), on real mounts: that it does, that nobody ever sees a copy
 //! change under him, and that without the option nothing is different.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where anything fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where anything fails"
+)]
 
 mod common;
 
@@ -160,7 +164,13 @@ fn a_whole_file_is_read_by_the_kernel_itself() {
         run(home.memfs(["flush"]).arg(mount.path("file")));
         same(&read(&open_lent(&mount, "file")), &bytes);
         assert_eq!(fs::read(mount.path("empty")).unwrap(), b"");
+        // What nobody reads any more can be dropped.
         drop((second, mapped));
+        wait_until("it can be forgotten", || {
+            let mut forget = home.memfs(["forget"]);
+            let outcome = common::output(forget.arg(mount.path("file")));
+            outcome.status.success()
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -74,8 +74,12 @@ impl MappedFile {
     /// # Errors
     /// From `memfd_create(2)`.
     pub fn in_memory() -> io::Result<MappedFile> {
-        let file = rustix::fs::memfd_create("memfs-copy", MemfdFlags::CLOEXEC)?;
-        Ok(Self::from_file(file.into(), Place::Memory))
+        let made = File::from(rustix::fs::memfd_create("memfs-copy", MemfdFlags::CLOEXEC)?);
+        // The descriptor it was made with does not count as one that writes, so with that one the kernel cannot tell
+        // whether there are others; without /proc it is taken that there are.
+        let again = format!("/proc/self/fd/{}", made.as_raw_fd());
+        let again = File::options().read(true).write(true).open(again);
+        Ok(Self::from_file(again.unwrap_or(made), Place::Memory))
     }
 
     fn from_file(file: File, place: Place) -> MappedFile {
@@ -375,10 +379,7 @@ mod tests {
             file.write_at(b"abc", (1 << 20) - 1).unwrap();
             file.with_bytes(0, 1, |_| ()).unwrap();
             assert!(!file.is_in_use_elsewhere().unwrap());
-            let through = format!("/proc/self/fd/{}", {
-                use std::os::fd::AsRawFd;
-                file.as_fd().as_raw_fd()
-            });
+            let through = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
             let reader = File::open(through).unwrap();
             let mapping = MmapOptions::new().map_raw_read_only(&reader).unwrap();
             assert!(file.is_in_use_elsewhere().unwrap());

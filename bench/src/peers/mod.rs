@@ -96,7 +96,7 @@ pub struct Place<'a> {
 pub struct How {
     /// Bring only what is asked for, where a system can be told so.
     pub demand: bool,
-    /// Refuse changes.
+    /// Refuse changes, and say that there will be none (memfs).
     pub read_only: bool,
     /// Without the cache of earlier mounts (memfs).
     pub cold: bool,

@@ -1,7 +1,7 @@
 //! Requests on names and attributes, and how any request is run.
 
 use super::convert::{self, errno};
-use super::data::{Listing, Rest};
+use super::data::{self, Listing, Rest};
 use super::reply;
 use crate::node::replica::{HandleNo, NodeNo, Replica};
 use crate::wire::{Caller, Make, SetAttr};
@@ -116,17 +116,6 @@ impl Adapter {
     }
 }
 
-/// Whether the kernel can read files of others instead of asking. Those may not be on a stacked file system, so that this
-/// one can still be below such a one.
-fn may_lend(config: &mut KernelConfig) -> bool {
-    let may = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        && config.set_max_stack_depth(1).is_ok();
-    if !may {
-        tracing::debug!("the kernel cannot read copies itself: that needs Linux 6.9");
-    }
-    may
-}
-
 pub(super) fn caller(request: &Request) -> Caller {
     Caller {
         uid: request.uid(),
@@ -141,7 +130,7 @@ impl Filesystem for Adapter {
                 tracing::debug!("the kernel does not have {capability:?}");
             }
         }
-        self.lends = self.replica.lends() && may_lend(config);
+        self.lends = self.replica.lends() && data::may_lend(config);
         // None of these is out of bounds, but for the reading ahead in an older kernel.
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
         if let Err(allowed) = config.set_max_readahead(TRANSFER_BYTES_MAX) {

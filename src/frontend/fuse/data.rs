@@ -6,8 +6,9 @@ use super::reply;
 use crate::node::replica::{Backing, DirItem, Entry, HandleNo, NodeNo, Replica};
 use crate::units::ByteRange;
 use fuser::{
-    BackingId, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
+    BackingId, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, OpenAccMode,
+    OpenFlags, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen,
+    ReplyWrite, Request,
 };
 use rustix::io::{Errno, Result};
 use std::sync::Arc;
@@ -252,6 +253,17 @@ impl Adapter {
         self.replica.close_dir(handle);
         reply.ok();
     }
+}
+
+/// Whether the kernel can read a file of ours instead of asking. Not one on a stacked file system, so that this one can
+/// be below such a one.
+pub(super) fn may_lend(config: &mut KernelConfig) -> bool {
+    let passthrough = InitFlags::FUSE_PASSTHROUGH;
+    let may = config.add_capabilities(passthrough).is_ok() && config.set_max_stack_depth(1).is_ok();
+    if !may {
+        tracing::debug!("the kernel cannot read copies itself: that needs Linux 6.9");
+    }
+    may
 }
 
 /// A [`BackingId`], if the kernel is to read the copy itself.
