@@ -76,9 +76,10 @@ fn status_tells_what_is_here() {
     assert_eq!(status["read_only"], false);
     assert!(status["pulled_bytes"].as_u64().unwrap() >= 3 << 20);
     let region = mount.region("file");
-    let all = "dirty_bytes in_flight_bytes opens path present_bytes size";
+    let all = "dirty_bytes in_flight_bytes lent opens path present_bytes size";
     assert_eq!(keys(&region).join(" "), all);
     assert_eq!(region["size"], 3 << 20);
+    assert_eq!(region["lent"], false);
     assert_eq!(region["present_bytes"], 3 << 20);
     assert_eq!(
         (&region["dirty_bytes"], &region["opens"]),
