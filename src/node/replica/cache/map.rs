@@ -117,6 +117,12 @@ fn header(id: FileId) -> [u64; 6] {
     words
 }
 
+/// Gives the head disk space: storing to it might not go well otherwise.
+fn reserve_head(words: &MappedWords) -> io::Result<()> {
+    words.reserve(0, PATHS_AT[0])?;
+    words.reserve(FULL_AT, GROUPS_AT - FULL_AT)
+}
+
 impl PageMap {
     /// A new map of a copy without any page, in place of whatever there is.
     ///
@@ -129,12 +135,15 @@ impl PageMap {
         }
         let mut words = MappedWords::open(path)?;
         words.extend(GROUPS_AT)?;
-        words.reserve(0, PATHS_AT[0])?;
-        words.reserve(FULL_AT, GROUPS_AT - FULL_AT)?;
+        reserve_head(&words)?;
         for (at, word) in header(id).into_iter().enumerate().rev() {
             words.store(at as u64, word);
         }
-        Ok(PageMap {
+        Ok(PageMap::of(words, id))
+    }
+
+    fn of(words: MappedWords, id: FileId) -> PageMap {
+        PageMap {
             bits: Bits::new(words),
             id,
             base: None,
@@ -142,7 +151,7 @@ impl PageMap {
             pushed: None,
             record: (0, 0),
             path_slot: 0,
-        })
+        }
     }
 
     /// The map there is.
@@ -176,18 +185,8 @@ impl PageMap {
         if words.load(SIZE_AT) > REGION_BYTES_MAX || words.load(COPY_BYTES_AT) > REGION_BYTES_MAX {
             return Err(Damage::Wrong("a size in it is impossible"));
         }
-        // The head has disk space, or storing to it might not go well.
-        words.reserve(0, PATHS_AT[0])?;
-        words.reserve(FULL_AT, GROUPS_AT - FULL_AT)?;
-        let mut map = PageMap {
-            bits: Bits::new(words),
-            id,
-            base: None,
-            path: None,
-            pushed: None,
-            record: (0, 0),
-            path_slot: 0,
-        };
+        reserve_head(&words)?;
+        let mut map = PageMap::of(words, id);
         map.read_records();
         Ok(map)
     }
