@@ -227,17 +227,18 @@ impl Group {
         seconds_of(self.folder.as_ref()?)
     }
 
-    /// The most memory that its programs had at once, each at its own time. Bytes.
-    pub fn memory_peak(&self) -> Option<u64> {
-        let peaks = self.members()?.into_iter().filter_map(|pid| {
+    /// Bytes of memory of their own that its programs have now (`RssAnon`): what they have mapped of files, a cache
+    /// for example, is the system's to take away.
+    pub fn memory(&self) -> Option<u64> {
+        let own = self.members()?.into_iter().filter_map(|pid| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let peak = status
+            let anonymous = status
                 .lines()
-                .find_map(|line| line.strip_prefix("VmHWM:"))?;
-            let kib: u64 = peak.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+                .find_map(|line| line.strip_prefix("RssAnon:"))?;
+            let kib: u64 = anonymous.trim().strip_suffix(" kB")?.trim().parse().ok()?;
             Some(kib << 10)
         });
-        Some(peaks.sum())
+        Some(own.sum())
     }
 
     /// Ends all of them at once; those that wait for a mount have to be freed first.

@@ -132,7 +132,7 @@ pub const METRICS: &[Metric] = &[
     ),
     metric(
         "read-memory",
-        "read(2): peak memory of the mounting side",
+        "read(2): memory of the mounting side, at the end",
         "MiB",
     ),
     metric("busy-elsewhere", "busy elsewhere, all runs", "%"),

@@ -186,8 +186,8 @@ fn read(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     let mut measures = vec![("read", first.speed)];
     if session.system != System::Local {
         measures.extend(effort.end(session, first.bytes, names));
-        let peak = session.client.memory_peak();
-        measures.extend(peak.map(|peak| ("read-memory", mib(peak as f64))));
+        let memory = session.client.memory();
+        measures.extend(memory.map(|memory| ("read-memory", mib(memory as f64))));
     }
     // What is present is what was read in time.
     let present = Extent {
