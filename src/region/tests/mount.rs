@@ -186,6 +186,19 @@ impl Mount {
         self.begin_comparison(world);
     }
 
+    /// The beginning comes along with something else.
+    pub fn offer(&mut self, world: &mut World, end: u64) {
+        let Some(core) = self.core.as_mut().filter(|_| self.link == Link::Up) else {
+            return;
+        };
+        let end = super::world::bytes(&(0..end)).end;
+        if let Some(Pull { id, range, .. }) = core.handle_offer(end) {
+            assert!(range.start == 0 && !range.is_empty() && range.end <= core.base_size());
+            let wire = world.wire(self.client);
+            wire.requests.push(Request::Pull(id, cells(range)));
+        }
+    }
+
     pub fn push(&mut self, world: &mut World, bytes_max: u64, extents_max: usize) {
         let held = self.resize.is_some() || self.link != Link::Up || self.sent.len() > 3;
         let Some(core) = self.core.as_mut().filter(|_| !held) else {

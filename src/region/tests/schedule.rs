@@ -43,6 +43,7 @@ enum Step {
     GiveUp,
     Background,
     Learn,
+    Offer,
     WriteThere,
     Time,
     LongTime,
@@ -51,7 +52,7 @@ enum Step {
 }
 
 /// Each with how often it happens, usually.
-const STEP_WEIGHTS: [(Step, u64); 20] = [
+const STEP_WEIGHTS: [(Step, u64); 21] = [
     (Step::Deliver, 50),
     (Step::Land, 25),
     (Step::Push, 15),
@@ -67,6 +68,7 @@ const STEP_WEIGHTS: [(Step, u64); 20] = [
     (Step::GiveUp, 3),
     (Step::Background, 1),
     (Step::Learn, 2),
+    (Step::Offer, 2),
     (Step::WriteThere, 2),
     (Step::Time, 4),
     (Step::LongTime, 1),
@@ -203,6 +205,7 @@ impl Schedule {
                     }
                 }
             }
+            Step::Offer => mount.offer(world, range.end),
             Step::WriteThere => world.write_there(range, random.percent(30)),
             Step::Time => world.pass_time(LEASE / 8 * random.below(4) as u32),
             Step::LongTime => world.pass_time(LEASE + Duration::from_secs(1)),
