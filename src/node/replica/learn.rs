@@ -100,19 +100,21 @@ impl Shared {
         }
     }
 
-    async fn tell_region(&self, region: &Region) {
+    async fn tell_region(self: &Arc<Self>, region: &Region) {
         let Some(session) = self.link.session_now() else {
             return;
         };
         let remote = *region.remote.lock().await;
         let current = remote.filter(|remote| remote.generation == session.generation);
         if let Some(remote) = current {
+            // Before it is taken: the end of the mount waits for what is on its way as well.
+            let _telling = Telling::new(self);
             self.tell(&session, remote.handle, region.touches.take())
                 .await;
         }
     }
 
-    async fn tell_all(&self) {
+    async fn tell_all(self: &Arc<Self>) {
         for region in self.regions() {
             if !region.touches.runs.lock().is_empty() {
                 self.tell_region(&region).await;
