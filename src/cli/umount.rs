@@ -30,12 +30,7 @@ pub fn run(args: &Args) -> ExitCode {
     let outcome = find(&args.mountpoint).and_then(|mount| {
         let left = match Client::connect(&mount) {
             Ok(client) => push_and_unmount(client, &mount, args.force)?,
-            Err(error) if args.force => {
-                complain(error);
-                take_away(&mount, true)?;
-                remove_socket(&mount);
-                Vec::new()
-            }
+            Err(error) if args.force => take_from_nobody(&mount, error)?,
             Err(error) => return Err(format!("{error}; --force unmounts all the same")),
         };
         Ok(left)
@@ -54,8 +49,12 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// Returns what was not pushed although it is unmounted.
 fn push_and_unmount(mut client: Client, mount: &Mount, force: bool) -> Result<Vec<Left>, String> {
-    client.ask(&Request::Umount { force })?;
-    let left = pushed(&mut client)?;
+    let asked = client.ask(&Request::Umount { force });
+    let left = match asked.and_then(|()| pushed(&mut client)) {
+        // It was about to end.
+        Err(error) if force => return take_from_nobody(mount, error),
+        outcome => outcome?,
+    };
     if !left.is_empty() && !force {
         for Left { path, why } in left {
             complain(format!("not pushed: {path}: {why}"));
@@ -76,6 +75,14 @@ fn push_and_unmount(mut client: Client, mount: &Mount, force: bool) -> Result<Ve
     }
     client.wait_for_end(END_SECONDS_MAX);
     Ok(left)
+}
+
+/// Unmounts what no process answers for.
+fn take_from_nobody(mount: &Mount, error: String) -> Result<Vec<Left>, String> {
+    complain(error);
+    take_away(mount, true)?;
+    remove_socket(mount);
+    Ok(Vec::new())
 }
 
 /// Waits until everything is pushed that can be; returns what is not.
