@@ -20,6 +20,17 @@ const PULL_BYTES: u64 = 1 << 20;
 const READ_AHEAD_BYTES: u64 = 2 << 20;
 /// Closed regions whose state is kept, at most; with a cache on disk the copies of the others are kept there.
 const CLOSED_MAX: usize = 1024;
+/// A handle of the authority that is to be closed.
+struct Parting {
+    remote: Remote,
+    /// Of this region.
+    region: Option<Arc<Region>>,
+    /// To be told before.
+    touched: Vec<Pages>,
+    /// If there is anything to tell.
+    _telling: Option<Telling>,
+}
+
 impl Shared {
     /// The region of a file, made if there is none.
     pub(super) fn region_of(
@@ -95,24 +106,30 @@ impl Shared {
 
     /// Closes a handle at the authority; nobody waits.
     pub(super) fn close_remote(self: &Arc<Self>, remote: Remote) {
-        self.close_remote_telling(remote, Vec::new());
-    }
-
-    fn close_remote_telling(self: &Arc<Self>, remote: Remote, touched: Vec<Pages>) {
-        let telling = (!touched.is_empty()).then(|| Telling::new(self));
-        let shared = self.clone();
-        self.runtime.spawn(async move {
-            shared.remote_closed(remote, touched).await;
-            drop(telling);
+        self.close_later(Parting {
+            remote,
+            region: None,
+            touched: Vec::new(),
+            _telling: None,
         });
     }
 
+    fn close_later(self: &Arc<Self>, parting: Parting) {
+        let shared = self.clone();
+        self.runtime
+            .spawn(async move { shared.close_now(parting).await });
+    }
+
     /// Closes a handle at the authority, which is told first what was touched.
-    async fn remote_closed(&self, remote: Remote, touched: Vec<Pages>) {
+    async fn close_now(&self, parting: Parting) {
+        let remote = parting.remote;
         if let Some(session) = self.link.session_now()
             && session.generation == remote.generation
         {
-            self.tell(&session, remote.handle, touched).await;
+            self.tell(&session, remote.handle, parting.touched).await;
+            if let Some(region) = &parting.region {
+                region.touches.told().await;
+            }
             // Lost with its connection: the authority closes what its session leaves behind.
             let request = ReadRequest::Close {
                 handle: remote.handle,
@@ -156,16 +173,34 @@ impl Shared {
             tracing::error!("the local copy of an unlinked file cannot be cut: {errno}");
         }
         drop(hold);
-        if let Some(remote) = take_remote_if_idle(region) {
-            self.remote_closed(remote, region.touches.take()).await;
+        if let Some(parting) = self.part_if_idle(region) {
+            self.close_now(parting).await;
         }
     }
 
     /// Closes the authority's handle of a region that nobody needs it for.
     pub(super) fn close_remote_if_idle(self: &Arc<Self>, region: &Arc<Region>) {
-        if let Some(remote) = take_remote_if_idle(region) {
-            self.close_remote_telling(remote, region.touches.take());
+        if let Some(parting) = self.part_if_idle(region) {
+            self.close_later(parting);
         }
+    }
+
+    /// Takes the authority's handle of a region, if nobody needs it any more.
+    fn part_if_idle(self: &Arc<Self>, region: &Arc<Region>) -> Option<Parting> {
+        // Whoever holds the lock uses the handle, and comes here afterwards. It is held until all is taken: else
+        // the end of the mount might find nothing to tell, and nobody telling it.
+        let mut remote = region.remote.try_lock().ok()?;
+        if region.is_busy() {
+            return None;
+        }
+        let taken = remote.take()?;
+        let touched = region.touches.take();
+        Some(Parting {
+            remote: taken,
+            region: Some(region.clone()),
+            _telling: (!touched.is_empty()).then(|| Telling::new(self)),
+            touched,
+        })
     }
 
     pub(super) fn new_file(&self, file: OpenFile) -> HandleNo {
@@ -208,14 +243,4 @@ fn unused_and_dirty(node: &Node) -> Option<Arc<Region>> {
     let region = node.region.lock().clone()?;
     let unused = region.look(|inner| inner.opens == 0 && inner.core.dirty_pages() > 0);
     unused.then_some(region)
-}
-
-/// The authority's handle of a region, if nobody needs it any more.
-fn take_remote_if_idle(region: &Region) -> Option<Remote> {
-    // Whoever holds the lock uses the handle, and comes here afterwards.
-    let mut remote = region.remote.try_lock().ok()?;
-    if region.is_busy() {
-        return None;
-    }
-    remote.take()
 }

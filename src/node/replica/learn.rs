@@ -32,6 +32,8 @@ pub(super) struct Touches {
     /// The order has been asked for.
     asked: AtomicBool,
     runs: Mutex<Vec<PageRange>>,
+    /// Held by who tells some of it again and again.
+    telling: tokio::sync::Mutex<()>,
 }
 
 impl Touches {
@@ -50,6 +52,11 @@ impl Touches {
             // More in a second than that is lost.
             runs.push(pages);
         }
+    }
+
+    /// Waits until nobody tells anything who does it again and again.
+    pub async fn told(&self) {
+        drop(self.telling.lock().await);
     }
 
     pub fn take(&self) -> Vec<Pages> {
@@ -104,6 +111,8 @@ impl Shared {
         let Some(session) = self.link.session_now() else {
             return;
         };
+        // The handle is not closed meanwhile.
+        let _turn = region.touches.telling.lock().await;
         let remote = *region.remote.lock().await;
         let current = remote.filter(|remote| remote.generation == session.generation);
         if let Some(remote) = current {
