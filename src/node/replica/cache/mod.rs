@@ -379,7 +379,7 @@ fn take_lock(folder: &Path) -> io::Result<Option<File>> {
     Ok(Some(lock))
 }
 
-/// Whether the process that holds the lock is about to end: it has no memory any more.
+/// Whether the process that holds the lock is about to end: it has no memory any more, or has ended just now.
 fn is_ending(lock: &File) -> bool {
     let mut text = [0; 16];
     let len = std::os::unix::fs::FileExt::read_at(lock, &mut text, 0).unwrap_or(0);
@@ -388,7 +388,14 @@ fn is_ending(lock: &File) -> bool {
         .and_then(|pid| pid.parse().ok());
     pid.is_some_and(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline"));
-        line.is_ok_and(|line| line.is_empty())
+        line.map_or_else(
+            // ESRCH while it goes.
+            |error| {
+                error.kind() == io::ErrorKind::NotFound
+                    || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+            },
+            |line| line.is_empty(),
+        )
     })
 }
 
