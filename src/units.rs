@@ -195,6 +195,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
+/// A time for people, in the unit that tells most of it: `17 s`, `3 min`.
+pub fn format_duration(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// Reads a time as people write it: `5` and `5s` are seconds, `200ms`, `2m`, `1h`.
 ///
 /// # Errors
@@ -231,6 +241,19 @@ mod tests {
             ByteRange::new(4096, 5000)
         );
         assert!(PageRange::new(4, 5).bytes_below(5000).is_empty());
+    }
+
+    #[test]
+    fn times_are_told_in_one_unit() {
+        for (seconds, told) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7_200, "2 h"),
+            (200_000, "2 days"),
+        ] {
+            assert_eq!(format_duration(Duration::from_secs(seconds)), told);
+        }
     }
 
     #[test]

@@ -173,6 +173,36 @@ fn what_others_change_meanwhile_is_compared() {
 }
 
 /// A process that ends in the midst of it leaves nothing that counts for what it is not.
+/// Replaces the file by another one of the same name with the present bytes, as editors and rsync do.
+fn replace(world: &World) {
+    let new = world.home.path("served/new");
+    fs::write(&new, &*world.bytes.borrow()).unwrap();
+    fs::rename(&new, world.served()).unwrap();
+}
+
+#[test]
+fn a_file_that_takes_the_place_of_another_inherits_its_copy() {
+    let world = World::new();
+    world.change(7);
+    replace(&world);
+    let mount = world.mount(&["--pull", "demand"]);
+    world.pull(&mount);
+    assert!(cost(&mount) < 2.0, "{}", cost(&mount));
+    world.assert_read(&mount);
+    // And again while it is mounted.
+    let before = cost(&mount);
+    world.change(8);
+    replace(&world);
+    wait_until("the other file is seen", || {
+        let seen = fs::metadata(mount.path("file")).unwrap();
+        seen.modified().unwrap() == fs::metadata(world.served()).unwrap().modified().unwrap()
+    });
+    world.pull(&mount);
+    assert!(cost(&mount) - before < 2.0, "{}", cost(&mount));
+    world.assert_read(&mount);
+    mount.unmount();
+}
+
 #[test]
 fn a_process_that_is_killed_meanwhile_mixes_nothing_up() {
     let world = World::new();

@@ -262,6 +262,30 @@ fn a_mount_outlives_its_server() {
     serve.stop();
 }
 
+/// It tells its mounts that their connections are gone, instead of leaving them to find out.
+#[test]
+fn a_server_that_is_started_again_is_found_at_once() {
+    let home = Home::new();
+    let served = home.folder("served");
+    let serve = Serve::start(&home, &served);
+    let address = serve.address.clone();
+    let log = home.path("log");
+    let options = ["--log", log.to_str().unwrap()];
+    let mount = Mount::with(&home, &serve.source(), "mnt", &options);
+    fs::write(mount.path("before"), "before").unwrap();
+    serve.kill();
+    let serve = Serve::start_at(&home, &served, &address, &[]);
+    fs::write(mount.path("after"), "after").unwrap();
+    assert_eq!(fs::read_to_string(served.join("after")).unwrap(), "after");
+    let said = fs::read_to_string(log).unwrap();
+    // By the server, or by its machine before the server was there again.
+    let told = ["reset by peer", "nobody listens there any more"];
+    let lost = |why: &&str| said.contains(&format!("link lost ({why})"));
+    assert!(told.iter().any(lost), "{said}");
+    mount.unmount();
+    serve.stop();
+}
+
 /// What is present is read and written without the server, until the lease runs out.
 #[test]
 fn what_is_present_needs_no_server() {

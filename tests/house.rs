@@ -341,10 +341,30 @@ fn nothing_is_unfinished() {
     expect_none(unfinished);
 }
 
+/// Lines of docs/promises.md that begin with a file name tests in it. Each is there.
+#[test]
+fn promises_have_their_tests() {
+    let text = std::fs::read_to_string(root().join("docs/promises.md")).unwrap();
+    let mut named = 0;
+    for line in text.lines().filter(|line| line.starts_with("- `")) {
+        let mut quoted = line.split('`').skip(1).step_by(2);
+        let Some(file) = quoted.next().filter(|file| file.ends_with(".rs")) else {
+            continue;
+        };
+        let source = std::fs::read_to_string(root().join(file)).expect(file);
+        for test in quoted {
+            let is_there = source.contains(&format!("fn {test}("));
+            assert!(is_there, "docs/promises.md: no {test} in {file}");
+            named += 1;
+        }
+    }
+    assert!(named > 50, "only {named} tests were found");
+}
+
 #[test]
 fn no_source_names_a_path_of_one_machine() {
     let mut files = vec![root().join("README.md"), root().join("Cargo.toml")];
-    for folder in ["src", "tests", "scripts", "bench", ".ci"] {
+    for folder in ["src", "tests", "scripts", "bench", "docs", ".ci"] {
         files.extend(files_below(folder, |_| true));
     }
     let mut complaints = Vec::new();

@@ -127,6 +127,60 @@ fn a_key_is_made_shown_and_authorized() {
 }
 
 #[test]
+fn a_key_is_authorized_for_less() {
+    let (config, _) = directory();
+    let friend = Identity::generate().public();
+    let authorize = |options: &[&str]| {
+        let key = friend.to_string();
+        run(
+            config.path(),
+            &[&["key", "authorize"], options, &[&key, "friend"]].concat(),
+        )
+    };
+    let options = ["--read-only", "--subtree", "of \"2024\", all/"];
+    assert!(authorize(&options).status.success());
+    assert!(text(&authorize(&options).stderr).contains("already"));
+    let listed = fs::read_to_string(config.path().join("memfs/authorized_keys")).unwrap();
+    let expected = format!("read-only,subtree=\"of \\\"2024\\\", all\" {friend} friend\n");
+    assert_eq!(listed, expected);
+    // More or less than that only by who changes the line.
+    for options in [&[][..], &["--read-only"], &["--subtree", "other"]] {
+        let output = authorize(options);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("line 1 has this key with the options read-only,"),
+            "{said}"
+        );
+    }
+    for bad in ["/", "", "..", "a/../b", "/etc", "a\nmemfs-ed25519 AAAA"] {
+        let output = authorize(&["--subtree", bad]);
+        assert_eq!(output.status.code(), Some(2), "{bad}");
+        let said = text(&output.stderr);
+        assert!(said.contains("no directory below what is served"), "{said}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_serving_keys_is_told_at_once() {
+    let (config, _) = directory();
+    let (_served, store) = directory();
+    run(config.path(), &["key"]);
+    let path = config.path().join("memfs/authorized_keys");
+    let key = Identity::generate().public();
+    fs::write(&path, format!("# well\nreadonly {key}\n")).unwrap();
+    let said = Serve::start(config.path(), &[&store]).stop();
+    let place = format!(
+        "{}:2: no option 'readonly': allowed are read-only and",
+        path.display()
+    );
+    assert!(
+        said.contains(&place) && said.contains("lets nobody in"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_is_wrong_with_keys_is_told() {
     let (config, _) = directory();
     let said = complaint(

@@ -9,8 +9,8 @@
 
 mod common;
 
+use common::mapped::Mapped;
 use common::{Home, Mount, Serve, complaint, is_root, noise, run, signal, skip, wait_until};
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::SeekFrom;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -39,33 +39,6 @@ fn can_lend(test: &str, home: &Home) -> bool {
     };
     skip(test, why);
     false
-}
-
-/// A mapping that is looked at as a debugger would, so that a missing page is an error.
-struct Mapped {
-    mapping: MmapRaw,
-    len: usize,
-    memory: File,
-}
-
-impl Mapped {
-    fn new(file: &File) -> Mapped {
-        let len = file.metadata().unwrap().len() as usize;
-        let memory = File::open("/proc/self/mem").unwrap();
-        let mapping = MmapOptions::new().len(len).map_raw_read_only(file);
-        Mapped {
-            mapping: mapping.unwrap(),
-            len,
-            memory,
-        }
-    }
-
-    fn read(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.len];
-        let address = self.mapping.as_ptr() as u64;
-        self.memory.read_exact_at(&mut bytes, address).unwrap();
-        bytes
-    }
 }
 
 fn read(file: &File) -> Vec<u8> {

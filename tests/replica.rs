@@ -561,6 +561,13 @@ async fn what_is_dirty_of_a_file_without_a_name_is_let_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sync_speaks_for_what_a_machine_lost_after_it_was_pushed() {
+    // Within the page that the file ended in, and past it.
+    for more in [100, 5000] {
+        power_is_lost_before_a_sync(more).await;
+    }
+}
+
+async fn power_is_lost_before_a_sync(more: usize) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("file");
     let old = pattern(300_000);
@@ -569,18 +576,14 @@ async fn a_sync_speaks_for_what_a_machine_lost_after_it_was_pushed() {
     let replica = served.mount(ReplicaOptions::default()).await;
     let node = replica.lookup(ROOT, &name("file")).await.unwrap().node;
     let (handle, _) = replica.open(node, true, true).await.unwrap();
-    replica
-        .write(handle, 4096, &[7; 8192], false)
-        .await
-        .unwrap();
-    replica
-        .write(handle, 300_000, &[8; 5000], false)
-        .await
-        .unwrap();
-    replica.flush(handle).await.unwrap();
     let mut new = old.clone();
     new[4096..12_288].fill(7);
-    new.resize(305_000, 8);
+    new.resize(300_000 + more, 8);
+    for range in [4096..12_288, 300_000..new.len()] {
+        let (start, bytes) = (range.start as u64, &new[range]);
+        replica.write(handle, start, bytes, false).await.unwrap();
+    }
+    replica.flush(handle).await.unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), new);
     // The machine loses power: what was not synced is as it was before.
     let served = served.restart_after(directory.path(), || {

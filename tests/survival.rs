@@ -16,7 +16,8 @@ fn options(home: &Home) -> Vec<String> {
     vec!["--cache".into(), cache]
 }
 
-/// A mount that pushes nothing unless it is asked to.
+/// A mount that pushes nothing unless it is asked to. What is to stay unpushed is written by [`Hands`]: this
+/// process starts others for other tests, and each closes its copies of all open files, which pushes.
 fn quiet_mount<'a>(home: &'a Home, source: &str, name: &str) -> Mount<'a> {
     let mut options = options(home);
     options.extend(["--push-interval", "1h"].map(String::from));
@@ -48,6 +49,10 @@ fn dirty_bytes(mount: &Mount) -> u64 {
 /// Stored by write, and neither pushed nor synced.
 #[test]
 fn what_was_not_pushed_is_pushed_by_the_next_mount() {
+    let test = "what_was_not_pushed_is_pushed_by_the_next_mount";
+    let Some(mut hands) = Hands::new(test) else {
+        return;
+    };
     let home = Home::new();
     let served = home.folder("served");
     let mut expected = noise(4 << 20, 1);
@@ -55,15 +60,14 @@ fn what_was_not_pushed_is_pushed_by_the_next_mount() {
     let serve = Serve::start(&home, &served);
     let first = quiet_mount(&home, &serve.source(), "first");
     assert!(fs::read(first.path("file")).unwrap() == expected);
-    let file = File::options()
-        .write(true)
-        .open(first.path("file"))
-        .unwrap();
     let new = noise(1 << 20, 2);
-    file.write_all_at(&new, 1_000_001).unwrap();
+    fs::write(home.path("new"), &new).unwrap();
+    hands.make(&format!("new = open({:?}, 'rb').read()", home.path("new")));
+    hands.make(&format!("f = os.open({:?}, os.O_RDWR)", first.path("file")));
+    hands.make("os.pwrite(f, new, 1_000_001)");
     expected[1_000_001..][..1 << 20].copy_from_slice(&new);
     kill(&home, first);
-    drop(file);
+    drop(hands);
     assert!(fs::read(served.join("file")).unwrap() != expected);
 
     let second = mount(&home, &serve.source(), "second");
@@ -197,6 +201,9 @@ fn no_write_is_lost_where_the_authority_ends_as_well() {
 /// Both have changed the file: the server's version stays, ours is listed, and is settled.
 #[test]
 fn conflicts_are_listed_and_settled() {
+    let Some(mut hands) = Hands::new("conflicts_are_listed_and_settled") else {
+        return;
+    };
     let home = Home::new();
     let served = home.folder("served");
     for file in ["a", "b"] {
@@ -207,13 +214,12 @@ fn conflicts_are_listed_and_settled() {
     for file in ["a", "b"] {
         assert_eq!(fs::read(first.path(file)).unwrap().len(), 100_000);
     }
-    let open = |name| File::options().write(true).open(first.path(name)).unwrap();
-    let files = ["a", "b"].map(open);
-    for file in &files {
-        file.write_all_at(b"ours", 50_000).unwrap();
+    for file in ["a", "b"] {
+        hands.make(&format!("f = os.open({:?}, os.O_RDWR)", first.path(file)));
+        hands.make("os.pwrite(f, b'ours', 50_000)");
     }
     kill(&home, first);
-    drop(files);
+    drop(hands);
     for file in ["a", "b"] {
         fs::write(served.join(file), noise(100_000, 2)).unwrap();
     }
@@ -224,14 +230,20 @@ fn conflicts_are_listed_and_settled() {
     let mut command = Mount::command(&home, &serve.source(), &point, &options);
     let said = common::output(&mut command);
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert!(said.contains("memfs conflicts"), "{said}");
+    assert!(
+        said.contains("memfs conflicts"),
+        "{said:?}\n{}",
+        home.logs()
+    );
     let conflicts =
         |arguments: &[&str]| common::run(home.memfs(["conflicts"]).args(arguments).arg(&point));
     assert!(fs::read(point.join("a")).unwrap() == noise(100_000, 2));
     let listed: serde_json::Value = serde_json::from_str(&conflicts(&["--json"])).unwrap();
     assert_eq!(
         (&listed[0]["path"], &listed[1]["path"]),
-        (&"a".into(), &"b".into())
+        (&"a".into(), &"b".into()),
+        "{said}\n{}",
+        home.logs()
     );
     assert_eq!(conflicts(&[]).lines().count(), 2);
     conflicts(&["--keep-mine", "a"]);

@@ -86,6 +86,8 @@ fn book() -> String {
     book.variants(&samples::rename_modes());
     book.variants(&samples::accesses());
     book.variants(&samples::learnings());
+    book.variants(&samples::lock_modes());
+    book.variants(&samples::lock_spaces());
     book.variants(&samples::allocates());
     book.variants(&samples::xattr_modes());
     for header in samples::frame_headers() {

@@ -6,7 +6,9 @@
 //! transfer to the server ends when the server has said that it has everything.
 
 use bytes::Bytes;
-use memfs::transport::{Authorized, Dialer, Identity, Listener, ServerTrust};
+use memfs::transport::{
+    Authorized, CONNECTION_WINDOW_BYTES, Dialer, Identity, Listener, ServerTrust,
+};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -52,7 +54,8 @@ pub fn serve(args: &ServeArgs) -> Result<(), String> {
         let listener = Listener::new(args.listen, &identity, authorized);
         let listener = listener.map_err(|e| format!("{}: {e}", args.listen))?;
         println!("memfs-bench: raw on {}", args.listen);
-        while let Some((connection, _)) = listener.accept().await {
+        while let Some((connection, ..)) = listener.accept().await {
+            connection.set_receive_window(CONNECTION_WINDOW_BYTES.into());
             tokio::spawn(async move {
                 while let Ok((send, receive)) = connection.accept_bi().await {
                     if let Err(error) = answer(send, receive).await {

@@ -1,7 +1,8 @@
 //! `memfs key`: show this user's public key, let another one in.
 
 use super::{EXIT_USAGE, complain, print};
-use crate::transport::{Authorized, Identity, KeyError, PublicKey};
+use crate::transport::{Authorized, Grant, Identity, KeyError, PublicKey};
+use crate::wire::RelPath;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +25,10 @@ enum Command {
         json: bool,
     },
     /// Let a key mount what this user serves
+    ///
+    /// It counts from the next connection on. With options it stands in the file as 'read-only,subtree="DIR"
+    /// memfs-ed25519 BASE64 comment'; a line with any other option lets nobody in. The server's own key is always
+    /// let in for everything.
     Authorize {
         /// A public key as 'memfs key' prints it: memfs-ed25519 BASE64, and a comment if you like
         #[arg(required = true, num_args = 1.., value_name = "KEY")]
@@ -31,6 +36,12 @@ enum Command {
         /// Add it to this file instead of ~/.config/memfs/authorized_keys
         #[arg(long, value_name = "FILE")]
         authorized: Option<PathBuf>,
+        /// Refuse this key's changes
+        #[arg(long)]
+        read_only: bool,
+        /// Let it see this directory and what is below, and nothing else: its path below what is served
+        #[arg(long, value_name = "DIR", value_parser = Grant::parse_subtree)]
+        subtree: Option<RelPath>,
     },
 }
 
@@ -42,7 +53,15 @@ pub fn run(args: Args) -> ExitCode {
     };
     let outcome = match args.command.unwrap_or(show) {
         Command::Show { identity, json } => run_show(identity, json),
-        Command::Authorize { key, authorized } => run_authorize(&key.join(" "), authorized),
+        Command::Authorize {
+            key,
+            authorized,
+            read_only,
+            subtree,
+        } => {
+            let subtree = subtree.unwrap_or_default();
+            run_authorize(&key.join(" "), authorized, &Grant { read_only, subtree })
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,7 +92,7 @@ fn run_show(identity: Option<PathBuf>, json: bool) -> Result<(), KeyError> {
     Ok(())
 }
 
-fn run_authorize(typed: &str, authorized: Option<PathBuf>) -> Result<(), KeyError> {
+fn run_authorize(typed: &str, authorized: Option<PathBuf>, grant: &Grant) -> Result<(), KeyError> {
     // The comment begins after the second word.
     let mut words = typed.split_ascii_whitespace();
     let two: Vec<&str> = words.by_ref().take(2).collect();
@@ -83,7 +102,7 @@ fn run_authorize(typed: &str, authorized: Option<PathBuf>) -> Result<(), KeyErro
         Some(path) => path,
         None => Authorized::default_path()?,
     };
-    let added = Authorized::authorize(&path, &key, &comment)?;
+    let added = Authorized::authorize(&path, &key, grant, &comment)?;
     let (path, fingerprint) = (path.display(), key.fingerprint());
     match added {
         true => complain(format!("{fingerprint} is now let in ({path})")),

@@ -181,6 +181,19 @@ fn try_print(text: impl Display) -> std::io::Result<()> {
     stdout.flush()
 }
 
+/// Lets this process have as many files open as it may, not only as many as it usually has.
+fn raise_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

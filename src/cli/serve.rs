@@ -8,6 +8,7 @@ use crate::store::directory::Directory;
 use crate::store::memory::Memory;
 use crate::sys::{Starting, detach};
 use crate::transport::{Authorized, Identity, Listener, PORT_DEFAULT, ssh};
+use crate::units::parse_duration;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -19,13 +20,20 @@ use std::time::Duration;
 
 /// Where root keeps what is to be known to a next run.
 const ROOT_STATE: &str = "/var/lib/memfs";
+/// The shortest and the longest lease.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+const LEASE_MAX: Duration = Duration::from_secs(3600);
 /// A one-shot server ends when nobody has come for so long.
 const ONCE_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Let others mount a store
 ///
 /// When ready it prints one line: memfs: serving STORE on IP:PORT key SHA256:…
-/// This user's own key is always let in, others with 'memfs key authorize'.
+/// This user's own key is always let in, others with 'memfs key authorize', also for reading only or for a part.
+///
+/// Nobody who is let in can keep the others out. One key has at most 256 mounts, of 48 folders, half of the files that may be open,
+/// 32 connections that have not said who they are, and 64 long calls to the store at a time; each mount at most some
+/// 80 MiB of requests and answers, and 64 MiB each received, sent, pushed and pulled, less where a key has many.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to listen (UDP); without it port 4433 on all addresses
@@ -40,6 +48,12 @@ pub struct Args {
     /// Show this key instead of this user's own; made if there is none
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// How long a mount that is not heard of may go on using its copies
+    ///
+    /// So long others wait for it when they change what it has a copy of, and so long it can be without this side
+    /// before what it has is of no use. From 1s to 1h, and the same at each start.
+    #[arg(long, value_name = "TIME", value_parser = parse_lease, default_value = "10s")]
+    lease: Duration,
     /// Do not remember in which order the parts of files are touched
     ///
     /// Without it that is kept in $XDG_STATE_HOME/memfs/order (~/.local/state, as root /var/lib), and files are
@@ -57,6 +71,14 @@ pub struct Args {
 fn parse_listen(text: &str) -> Result<SocketAddr, &'static str> {
     let address = text.parse();
     address.map_err(|_| "give an address and a port, as 0.0.0.0:4433 or [::1]:4433")
+}
+
+fn parse_lease(text: &str) -> Result<Duration, String> {
+    let lease = parse_duration(text)?;
+    match (LEASE_MIN..=LEASE_MAX).contains(&lease) {
+        true => Ok(lease),
+        false => Err(format!("'{text}' is not allowed: give 1s to 1h")),
+    }
 }
 
 /// Runs the command.
@@ -88,6 +110,11 @@ fn serve(args: Args) -> Result<(), String> {
         let own = identity.public();
         (None, identity, Authorized::File { own, path })
     };
+    // Mounts keep their files open here.
+    super::raise_limit();
+    for complaint in authorized.complaints() {
+        tracing::warn!("{complaint}");
+    }
     let store = args.store.open()?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| line(&e))?;
     runtime.block_on(async {
@@ -96,6 +123,7 @@ fn serve(args: Args) -> Result<(), String> {
         announce(&listener, &identity, store.as_ref(), starting)?;
         let options = AuthorityOptions {
             read_only: args.read_only,
+            lease: args.lease,
             once: args.once.then_some(ONCE_IDLE_MAX),
             leases: lease_note(&args),
             learn: !args.no_learn,

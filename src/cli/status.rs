@@ -4,12 +4,12 @@ use super::control::{Client, Event, MountStatus, Request, find};
 use super::{complain, fail, try_print};
 use crate::frontend::fuse::mounts::{self, Mount};
 use crate::node::replica::{LinkState, RegionStatus, Status};
-use crate::units::format_size;
+use crate::units::{format_duration, format_size};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How often --watch looks.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -138,10 +138,15 @@ fn describe(
     before: Option<(Duration, &MountStatus)>,
 ) -> std::fmt::Result {
     let replica = &status.replica;
-    let link = match replica.link {
-        LinkState::Up => "up",
-        LinkState::Reconnecting => "reconnecting, copies are still good",
-        LinkState::Lost => "lost, waiting for it",
+    let since = UNIX_EPOCH + Duration::from_secs(replica.link_since);
+    let lost = format_duration(Duration::from_secs(
+        since.elapsed().unwrap_or_default().as_secs(),
+    ));
+    let link = match (replica.link, replica.serve_offline) {
+        (LinkState::Up, _) => "up".into(),
+        (LinkState::Reconnecting, _) => format!("lost {lost} ago, copies are still good"),
+        (LinkState::Lost, false) => format!("lost {lost} ago, waiting for it"),
+        (LinkState::Lost, true) => format!("lost {lost} ago, copies are used all the same"),
     };
     let mode = if status.read_only {
         "read-only"
@@ -151,6 +156,9 @@ fn describe(
     writeln!(text, "{} on {} ({mode})", status.source, status.mountpoint)?;
     let rtt = replica.rtt_us as f64 / 1000.0;
     writeln!(text, "  link     {link}, {} ({rtt:.1} ms)", replica.server)?;
+    if let Some(error) = &replica.link_error {
+        writeln!(text, "           {error}")?;
+    }
     let rate = |now: u64, old: fn(&MountStatus) -> u64| match before {
         Some((passed, before)) if !passed.is_zero() => {
             let bytes = now.saturating_sub(old(before)) as f64 / passed.as_secs_f64();
@@ -229,9 +237,11 @@ fn table(text: &mut String, regions: &[&RegionStatus]) -> std::fmt::Result {
         "SIZE", "PRESENT", "DIRTY", "IN FLIGHT", "OPEN"
     )?;
     for region in regions {
+        let refused = (region.refused.as_ref())
+            .map_or_else(String::new, |why| format!(" (not taken over there: {why})"));
         writeln!(
             text,
-            "  {:>10} {:>10} {:>10} {:>10} {:>5}  {}{}",
+            "  {:>10} {:>10} {:>10} {:>10} {:>5}  {}{}{refused}",
             format_size(region.size),
             format_size(region.present_bytes),
             format_size(region.dirty_bytes),

@@ -170,6 +170,21 @@ impl<Node: Copy + Eq + Hash + Ord, What: Copy> Authority<Node, What> {
         !overdue
     }
 
+    /// Somebody wants what a client keeps from others. True where its lease has run out, so that it need not be
+    /// waited for: it is expired then.
+    pub fn handle_wanted(&mut self, now: Instant, client: ClientId) -> bool {
+        let leased = (self.clients.get(&client)).map(|known| now < known.lease_end);
+        if leased == Some(false) {
+            self.expire(client);
+        }
+        leased != Some(true)
+    }
+
+    /// Until when a client's lease lasts.
+    pub fn lease_end(&self, client: ClientId) -> Option<Instant> {
+        self.clients.get(&client).map(|known| known.lease_end)
+    }
+
     /// If a client has left a change without an answer for a whole lease: when its lease ends. It is not
     /// to be attached before that, as it would get a new one.
     pub fn overdue(&self, now: Instant, client: ClientId) -> Option<Instant> {

@@ -13,7 +13,7 @@ const RENEWALS_MAX: usize = 8;
 
 /// A replica's side of a lease: it runs from when a renewal was *sent*, so it never outlives the
 /// authority's side, which runs from when the renewal arrived (Gray and Cheriton, SOSP 1989).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lease {
     length: Duration,
     /// When the newest renewal that was answered had been sent.

@@ -9,6 +9,7 @@
 //! | [`Replica`] | region and replica | which pages are present, dirty, being pulled or pushed; who waits |
 //! | [`Authority`] | authority | who subscribes to which node; which changes wait for whom; leases |
 //! | [`Lease`] | replica | until when it may answer from its copies |
+//! | [`Locks`] | authority | who has locked which bytes of which file, and who waits for whom |
 //! | [`Order`] | region | in which order its parts were first touched |
 //!
 //! **The clock of changes.** The authority counts changes to anything it serves: one [`Tick`] each.
@@ -18,12 +19,17 @@
 
 mod authority;
 mod lease;
+mod locks;
 mod order;
 mod page_set;
 mod replica;
 
 pub use authority::{Authority, AuthorityEvent, ChangeId};
 pub use lease::Lease;
+pub use locks::{
+    LOCK_WAITS_MAX, LockHolder, LockKey, LockMode, LockOutcome, LockOwner, LockRequest, LockRun,
+    LockRuns, LockSpace, LockWait, Locks,
+};
 pub use order::{ORDER_RUNS_MAX, Order};
 pub use page_set::PageSet;
 pub use replica::{

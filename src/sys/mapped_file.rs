@@ -5,6 +5,9 @@
 //! The mapping is made at the first read and is larger than the file, so that a file that grows
 //! seldom needs another one.
 //!
+//! On tmpfs a mapped hole takes room when it is read, and is a SIGBUS where there is none: there, pages are asked for
+//! before they are touched, and read by system calls if they cannot be had.
+//!
 //! Where somebody else reads the same file, [`MappedFile::part`] leaves it to them before it is changed.
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -20,12 +23,17 @@ const PIECES_MAX: usize = 1024;
 /// The least a mapping is made for, in bytes.
 const MAPPING_BYTES_MIN: u64 = 1 << 20;
 
+/// What statfs(2) says of tmpfs.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// A sparse file, mapped for reading.
 #[derive(Debug)]
 pub struct MappedFile {
     file: File,
     len: u64,
     place: Place,
+    /// Reading a hole through the mapping takes room on its disk.
+    holes_take_room: bool,
     /// Covers at least `len` bytes once there is one. Bytes past the end of the file must not be
     /// touched: SIGBUS.
     mapping: std::sync::OnceLock<MmapRaw>,
@@ -83,7 +91,11 @@ impl MappedFile {
     }
 
     fn from_file(file: File, place: Place) -> MappedFile {
+        // Memory has no limit of its own that it could run into.
+        let on_disk = !matches!(place, Place::Memory);
+        let is_tmpfs = || rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
         MappedFile {
+            holes_take_room: on_disk && is_tmpfs(),
             file,
             len: 0,
             place,
@@ -273,6 +285,11 @@ impl MappedFile {
             return Ok(deliver(&[]));
         }
         let mapping = self.mapping()?;
+        if self.holes_take_room && !populate(mapping, offset as usize, len) {
+            let mut bytes = vec![0; len];
+            self.file.read_exact_at(&mut bytes, offset)?;
+            return Ok(deliver(&bytes));
+        }
         // SAFETY: the range lies within the file by the check above and within the mapping, which
         // `set_len` replaces before the file outgrows it; the file cannot shrink meanwhile, because
         // that takes `&mut self` (and the file has no name by which others could shrink it, or one in a folder
@@ -305,6 +322,17 @@ impl MappedFile {
 impl AsFd for MappedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// Has the pages of a range mapped; false where that cannot be (Linux 5.14 or later can). The range is within the mapping.
+fn populate(mapping: &MmapRaw, offset: usize, len: usize) -> bool {
+    let start = offset - offset % rustix::param::page_size();
+    let advice = rustix::mm::Advice::LinuxPopulateRead;
+    // SAFETY: the pages are those of the range, so within the mapping; they are read and nothing else.
+    unsafe {
+        let pages = mapping.as_mut_ptr().add(start).cast();
+        rustix::mm::madvise(pages, offset + len - start, advice).is_ok()
     }
 }
 

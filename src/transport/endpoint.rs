@@ -10,16 +10,17 @@
 //! TLS has checked that both sides hold their keys before either question is asked. The client is
 //! the first to have its answer, so it may take itself as connected before the server refuses it.
 
-use super::{Authorized, Identity, PublicKey, ServerTrust, tls};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use super::{Authorized, Grant, Identity, PublicKey, tls};
+use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, TokioRuntime, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::timeout;
 
 /// The UDP port where nobody says another.
 pub const PORT_DEFAULT: u16 = 4433;
@@ -29,14 +30,16 @@ const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 /// Closes a connection whose client is not let in.
 pub(super) const CLOSE_UNAUTHORIZED: VarInt = VarInt::from_u32(1);
 /// Closes a connection whose server is not trusted.
-const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(2);
+pub(super) const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(2);
 
 /// Streams a replica may have open: one is the control stream, the others are requests.
 const REQUESTS_MAX: u32 = 4096;
 /// What may be on its way in one stream: 1 Gbit/s at 130 ms.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What may be on its way in all streams of a connection.
-const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// What a client may send before the server has widened that.
+const GREETING_WINDOW_BYTES: u32 = 256 << 10;
 /// The largest datagram that is tried on a path (RFC 8899): what takes 2 s of processor time per GiB and
 /// side with 1452 bytes takes 0.7 s with these, on loopback or with jumbo frames. quinn hands the kernel
 /// ten datagrams at once, which drops all of them where they pass 65,507 bytes together.
@@ -56,251 +59,14 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 256;
 /// From so many handshakes on, clients first prove that their address is theirs.
 const HANDSHAKES_UNPROVED_MAX: usize = 32;
-/// Addresses of a name that are tried.
-const ADDRESSES_MAX: usize = 8;
-/// The next address is tried when the one before has not answered for so long (RFC 8305).
-const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
 
-/// Why a connection could not be made. One line each for the user, naming host and address.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The name does not resolve.
-    #[error("{host}: {reason}")]
-    Resolve {
-        /// As given.
-        host: String,
-        /// What the resolver said.
-        reason: String,
-    },
-    /// Nobody answers.
-    #[error(
-        "{host}: no answer from {address} (is 'memfs serve' running there, and UDP let through?)"
-    )]
-    Unreachable {
-        /// As given.
-        host: String,
-        /// What was tried.
-        address: SocketAddr,
-    },
-    /// The server's key is not trusted.
-    #[error("{0}")]
-    Untrusted(String),
-    /// The server does not let this key in.
-    #[error(
-        "{host}: the server does not accept this key ({key}); on the server run: memfs key authorize '{line}'"
-    )]
-    Unauthorized {
-        /// As given.
-        host: String,
-        /// Our fingerprint.
-        key: String,
-        /// Our public key.
-        line: String,
-    },
-    /// Anything else.
-    #[error("{host}: {reason}")]
-    Failed {
-        /// As given.
-        host: String,
-        /// What went wrong.
-        reason: String,
-    },
-}
-
-/// Makes connections to one server, again and again.
-#[derive(Clone)]
-pub struct Dialer(Arc<Inner>);
-
-struct Inner {
-    host: String,
-    port: u16,
-    public: PublicKey,
-    trust: ServerTrust,
-    /// The key that was found trusted; it stays so, whatever becomes of files and terminals.
-    trusted: parking_lot::Mutex<Option<PublicKey>>,
-    endpoint: quinn::Endpoint,
-    config: quinn::ClientConfig,
-}
-
-impl Dialer {
-    /// For `host` (a name or address; resolved anew for each connection) and `port`. To be called
-    /// within a tokio runtime.
-    ///
-    /// # Errors
-    /// Where no UDP socket can be had.
-    pub fn new(
-        host: &str,
-        port: u16,
-        identity: Identity,
-        trust: ServerTrust,
-    ) -> io::Result<Dialer> {
-        let tls = tls::client(&identity).map_err(io::Error::other)?;
-        let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport_config(0)));
-        // One socket for both families; where there is no IPv6, for IPv4 alone.
-        let socket = bind((Ipv6Addr::UNSPECIFIED, 0).into())
-            .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()))?;
-        Ok(Dialer(Arc::new(Inner {
-            host: host.trim_matches(['[', ']']).to_ascii_lowercase(),
-            port,
-            public: identity.public(),
-            trust,
-            trusted: parking_lot::Mutex::new(None),
-            endpoint: endpoint(socket, None)?,
-            config,
-        })))
-    }
-
-    /// A connection on which the handshake has succeeded and the server's key was found trusted.
-    /// Tries each address the name has. Gives up after `patience`, not counting the time the user takes
-    /// to answer a question.
-    ///
-    /// # Errors
-    /// [`ConnectError`]. The server's refusal of our key arrives after the handshake (TLS 1.3), so it
-    /// can also show as the first stream's failure: see [`super::stream::is_unauthorized`].
-    pub async fn connect(&self, patience: Duration) -> Result<quinn::Connection, ConnectError> {
-        let connection = self.reach(Instant::now() + patience).await?;
-        if self.check_trust(&connection).await? {
-            return Ok(connection);
-        }
-        // The server did not wait for the user's answer.
-        let connection = self.reach(Instant::now() + patience).await?;
-        match self.check_trust(&connection).await? {
-            true => Ok(connection),
-            false => Err(self.failed("the server closed the connection")),
-        }
-    }
-
-    /// `host:port`, for messages.
-    pub fn name(&self) -> String {
-        let Inner { host, port, .. } = &*self.0;
-        if host.contains(':') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
-        }
-    }
-
-    /// Our fingerprint and key, for messages.
-    pub fn public(&self) -> PublicKey {
-        self.0.public
-    }
-
-    /// The server's key, once there was a connection.
-    pub fn server(&self) -> Option<PublicKey> {
-        *self.0.trusted.lock()
-    }
-
-    /// Why the server refused us, for where [`super::stream::is_unauthorized`] shows it did.
-    pub fn unauthorized(&self) -> ConnectError {
-        ConnectError::Unauthorized {
-            host: self.name(),
-            key: self.0.public.fingerprint(),
-            line: self.0.public.to_string(),
-        }
-    }
-
-    /// Waits until the other side of each closed connection was told so. To be called before a program
-    /// ends; lasts a few round trips at most.
-    pub async fn wait_closed(&self) {
-        self.0.endpoint.wait_idle().await;
-    }
-
-    /// A connection after its handshake, over whichever address answers first.
-    async fn reach(&self, deadline: Instant) -> Result<quinn::Connection, ConnectError> {
-        let addresses = self.resolve(deadline).await?;
-        let mut attempts = JoinSet::new();
-        for (n, &address) in addresses.iter().enumerate() {
-            let connecting = self.0.endpoint.clone();
-            let config = self.0.config.clone();
-            attempts.spawn(async move {
-                sleep(ADDRESS_STAGGER * n as u32).await;
-                // The name is not sent and not checked: the key is all that counts.
-                match connecting.connect_with(config, address, "memfs") {
-                    Ok(connecting) => connecting.await.map_err(Some),
-                    Err(error) => {
-                        tracing::debug!("{address}: {error}");
-                        Err(None)
-                    }
-                }
-            });
-        }
-        let mut worst = None;
-        while let Ok(Some(attempt)) = timeout_at(deadline, attempts.join_next()).await {
-            match attempt {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(Some(quinn::ConnectionError::TimedOut) | None)) | Err(_) => {}
-                Ok(Err(Some(error))) => worst = Some(error),
-            }
-        }
-        Err(match worst {
-            Some(error) => self.failed(&plain(&error)),
-            None => ConnectError::Unreachable {
-                host: self.name(),
-                address: addresses[0],
-            },
-        })
-    }
-
-    /// The addresses of the host, at least one.
-    async fn resolve(&self, deadline: Instant) -> Result<Vec<SocketAddr>, ConnectError> {
-        let lookup = tokio::net::lookup_host((self.0.host.as_str(), self.0.port));
-        let reason = match timeout_at(deadline, lookup).await {
-            Ok(Ok(found)) => {
-                let mut addresses = Vec::new();
-                for address in found.take(64) {
-                    if addresses.len() < ADDRESSES_MAX && !addresses.contains(&address) {
-                        addresses.push(address);
-                    }
-                }
-                if !addresses.is_empty() {
-                    return Ok(addresses);
-                }
-                "the name has no address".to_string()
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer from the resolver of names".to_string(),
-        };
-        let host = self.name();
-        Err(ConnectError::Resolve { host, reason })
-    }
-
-    /// Whether the connection is still there once its server's key was found trusted.
-    async fn check_trust(&self, connection: &quinn::Connection) -> Result<bool, ConnectError> {
-        let Some(key) = tls::peer_key(connection) else {
-            return Err(self.failed("the server shows no key"));
-        };
-        if *self.0.trusted.lock() != Some(key) {
-            let (dialer, name) = (self.clone(), self.name());
-            let checked = tokio::task::spawn_blocking(move || dialer.0.trust.check(&name, &key));
-            match checked.await {
-                Ok(Ok(())) => *self.0.trusted.lock() = Some(key),
-                Ok(Err(why)) => {
-                    connection.close(CLOSE_UNTRUSTED, b"the server's key is not trusted");
-                    return Err(ConnectError::Untrusted(why));
-                }
-                Err(error) => return Err(self.failed(&error.to_string())),
-            }
-        }
-        if super::stream::is_unauthorized(connection) {
-            return Err(self.unauthorized());
-        }
-        Ok(connection.close_reason().is_none())
-    }
-
-    fn failed(&self, reason: &str) -> ConnectError {
-        ConnectError::Failed {
-            host: self.name(),
-            reason: reason.to_string(),
-        }
-    }
-}
+/// A connection whose client has shown a key that is let in, and what for.
+type Accepted = (quinn::Connection, PublicKey, Grant);
 
 /// Takes connections. Dropped, it closes them as [`Listener::close`] does.
 pub struct Listener {
     endpoint: quinn::Endpoint,
-    accepted: tokio::sync::Mutex<mpsc::Receiver<(quinn::Connection, PublicKey)>>,
+    accepted: tokio::sync::Mutex<mpsc::Receiver<Accepted>>,
 }
 
 impl Listener {
@@ -329,13 +95,16 @@ impl Listener {
         let tls = tls::server(identity).map_err(io::Error::other)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(Arc::new(transport_config(REQUESTS_MAX)));
+        let mut transport = transport_config(REQUESTS_MAX);
+        transport.receive_window(VarInt::from_u32(GREETING_WINDOW_BYTES));
+        config.transport_config(Arc::new(transport));
         config.max_incoming(HANDSHAKES_MAX);
         // Nothing of use can come before the handshake.
         config.incoming_buffer_size(64 << 10);
         config.incoming_buffer_size_total(4 << 20);
 
-        let endpoint = endpoint(socket, Some(config))?;
+        let known_again = known_again(identity, socket.local_addr()?.port());
+        let endpoint = endpoint(socket, known_again, Some(config))?;
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(accept_all(endpoint.clone(), authorized, sender));
         Ok(Listener {
@@ -349,9 +118,12 @@ impl Listener {
         self.endpoint.local_addr()
     }
 
-    /// The next connection whose handshake has succeeded, with a key that is let in. Handshakes go
-    /// on beside each other; those that fail are logged and dropped. `None` after `close`.
-    pub async fn accept(&self) -> Option<(quinn::Connection, PublicKey)> {
+    /// The next connection whose handshake has succeeded, with a key that is let in and what for. Handshakes
+    /// go on beside each other; those that fail are logged and dropped. `None` after `close`.
+    ///
+    /// The client may send little until [`quinn::Connection::set_receive_window`] lets it send more, up to
+    /// [`CONNECTION_WINDOW_BYTES`].
+    pub async fn accept(&self) -> Option<(quinn::Connection, PublicKey, Grant)> {
         self.accepted.lock().await.recv().await
     }
 
@@ -377,7 +149,7 @@ impl Drop for Listener {
 async fn accept_all(
     endpoint: quinn::Endpoint,
     authorized: Authorized,
-    accepted: mpsc::Sender<(quinn::Connection, PublicKey)>,
+    accepted: mpsc::Sender<Accepted>,
 ) {
     let mut handshakes = JoinSet::new();
     loop {
@@ -413,16 +185,16 @@ async fn let_in(
     incoming: quinn::Incoming,
     from: SocketAddr,
     authorized: Authorized,
-) -> Result<(quinn::Connection, PublicKey), String> {
+) -> Result<Accepted, String> {
     let connection = incoming.await.map_err(|error| plain(&error))?;
     let key = tls::peer_key(&connection).ok_or("the client shows no key")?;
     // This may read a file.
-    let allowed = tokio::task::spawn_blocking(move || authorized.allows(&key))
+    let granted = tokio::task::spawn_blocking(move || authorized.grant(&key))
         .await
         .map_err(|error| error.to_string())?;
-    if allowed {
+    if let Some(grant) = granted {
         tracing::info!("connection from {from} with key {}", key.fingerprint());
-        return Ok((connection, key));
+        return Ok((connection, key, grant));
     }
     connection.close(CLOSE_UNAUTHORIZED, b"this key is not authorized");
     Err(format!(
@@ -432,7 +204,7 @@ async fn let_in(
 }
 
 /// An error that may hold words of somebody unknown, fit for a terminal and for one line of a log.
-fn plain(error: &quinn::ConnectionError) -> String {
+pub(super) fn plain(error: &quinn::ConnectionError) -> String {
     let text = error.to_string();
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
@@ -440,7 +212,7 @@ fn plain(error: &quinn::ConnectionError) -> String {
 }
 
 /// How connections behave; the peer may open `streams` bidirectional streams at once.
-fn transport_config(streams: u32) -> quinn::TransportConfig {
+pub(super) fn transport_config(streams: u32) -> quinn::TransportConfig {
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(DATAGRAM_BYTES_MAX);
     let mut config = quinn::TransportConfig::default();
@@ -459,7 +231,7 @@ fn transport_config(streams: u32) -> quinn::TransportConfig {
 }
 
 /// A UDP socket of either family.
-fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+pub(super) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -473,15 +245,34 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// An endpoint that, started again with the same identity on the same port, can tell the clients of the one before
+/// that their connections are gone: by stateless resets (RFC 9000, 10.3). Otherwise they would find that
+/// out by [`IDLE_MAX`].
+fn known_again(identity: &Identity, port: u16) -> EndpointConfig {
+    use ring::hmac::{HMAC_SHA256, Key};
+    // Of the port as well: an endpoint is not to give away the tokens of another one (21.11 there).
+    let secret = |purpose: &str| identity.secret(&format!("memfs {purpose}, port {port}"));
+    let resets = Key::new(HMAC_SHA256, &secret("stateless resets"));
+    let mut config = EndpointConfig::new(Arc::new(resets));
+    let mut ids = [0; 8];
+    ids.copy_from_slice(&secret("connection ids")[..8]);
+    let ids = u64::from_le_bytes(ids);
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    config
+}
+
 /// A QUIC endpoint on a socket.
-fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
+pub(super) fn endpoint(
+    socket: UdpSocket,
+    mut config: EndpointConfig,
+    server: Option<quinn::ServerConfig>,
+) -> io::Result<quinn::Endpoint> {
     use rustix::net::sockopt;
     // Without privileges the kernel gives what net.core.rmem_max and wmem_max allow, which does.
     let _ = sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES));
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES));
-    let mut config = EndpointConfig::default();
     config
         .max_udp_payload_size(DATAGRAM_BYTES_MAX)
         .map_err(io::Error::other)?;

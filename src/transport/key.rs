@@ -227,6 +227,14 @@ impl Identity {
         &self.pkcs8
     }
 
+    /// A secret of its own for each purpose, the same whenever the identity is.
+    pub(super) fn secret(&self, purpose: &str) -> [u8; 32] {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.pkcs8);
+        let mut secret = [0; 32];
+        secret.copy_from_slice(ring::hmac::sign(&key, purpose.as_bytes()).as_ref());
+        secret
+    }
+
     /// Where the user's own is kept: `$XDG_CONFIG_HOME/memfs/identity`, or `~/.config/memfs/identity`.
     ///
     /// # Errors

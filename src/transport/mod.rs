@@ -4,14 +4,22 @@
 //! |---|---|
 //! | `key` | Ed25519 identities, public keys and their fingerprints |
 //! | `trust` | `known_hosts`, `authorized_keys`, and asking on a terminal |
+//! | `grant` | what a key is let in for: the options in `authorized_keys` |
 //! | `tls` | rustls set up for raw public keys (RFC 7250) |
 //! | `endpoint` | QUIC endpoints and their tuning |
+//! | `dialer` | making connections to a server |
+//! | `network` | noticing that the ways out of this machine have changed |
+//! | `route` | the way to a server, also when ssh has to start it again |
 //! | `stream` | messages and frames on QUIC streams |
 //! | `ssh` | starting the far side with the user's own `ssh` |
 
 mod congestion;
+mod dialer;
 mod endpoint;
+mod grant;
 mod key;
+mod network;
+mod route;
 pub mod ssh;
 pub mod stream;
 #[cfg(test)]
@@ -19,6 +27,10 @@ mod tests;
 mod tls;
 mod trust;
 
-pub use endpoint::{ConnectError, Dialer, Listener, PORT_DEFAULT};
+pub use dialer::{ConnectError, Dialer, refused};
+pub use endpoint::{CONNECTION_WINDOW_BYTES, Listener, PORT_DEFAULT};
+pub use grant::Grant;
 pub use key::{Identity, KeyError, PublicKey};
+pub use network::Network;
+pub use route::Route;
 pub use trust::{Authorized, ServerTrust, Unknown};

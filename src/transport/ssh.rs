@@ -10,12 +10,17 @@
 //!
 //! `IP` is the address ssh came to, as `SSH_CONNECTION` tells the far side. Whatever a login shell
 //! prints besides is skipped; what the far side has to complain about goes to stderr, which is ours.
+//!
+//! A mount whose far side is gone starts it again in the same way, but with nobody to ask and no terminal.
 
 use super::{Identity, PublicKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// What the two sides say to each other.
@@ -28,6 +33,10 @@ const NOISE_BYTES_MAX: u64 = 1 << 20;
 const ENDING_SECONDS_MAX: i64 = 10;
 /// Nothing but the command's own input and output, whatever the user's ssh_config says.
 const SSH_OPTIONS: [&str; 4] = ["-T", "-x", "-a", "-oClearAllForwardings=yes"];
+/// Where there is nobody to ask.
+const UNASKED_OPTIONS: [&str; 2] = ["-oBatchMode=yes", "-oConnectTimeout=10"];
+/// What is read of what ssh has to say then.
+const WORDS_BYTES_MAX: usize = 4096;
 
 /// How to reach the far side.
 #[derive(Clone, Debug)]
@@ -42,6 +51,8 @@ pub struct SshTarget {
     pub server: String,
     /// `--read-only`.
     pub read_only: bool,
+    /// The folder here that ssh is run in; `None`: the one this process is in.
+    pub run_in: Option<PathBuf>,
 }
 
 /// The far side is up.
@@ -62,18 +73,59 @@ pub struct Started {
 /// # Errors
 /// One line for the user: what ssh or the far side said, and what to do (install memfs there, `--server`).
 pub fn start(target: &SshTarget) -> Result<Started, String> {
+    greet(target, launch(target, false)?)
+}
+
+/// As [`start`], with nobody to ask: keys and agents have to do. Dropped, it ends ssh. To be called within a tokio
+/// runtime.
+///
+/// # Errors
+/// As there.
+pub async fn start_unasked(target: &SshTarget) -> Result<Started, String> {
+    let child = launch(target, true)?;
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    let _ending = Ending(process.map_err(|error| error.to_string())?);
+    let target = target.clone();
+    let greeted = tokio::task::spawn_blocking(move || greet(&target, child));
+    greeted.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// Ends a process, if it has not ended.
+struct Ending(OwnedFd);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+}
+
+/// Starts ssh.
+fn launch(target: &SshTarget, unasked: bool) -> Result<Child, String> {
     let destination = &target.destination;
     if destination.is_empty() || destination.starts_with('-') {
         return Err(format!("'{destination}' is not a host for ssh"));
     }
-    let mut child = ssh(target)?
-        .args(SSH_OPTIONS)
+    let mut command = ssh(target)?;
+    command.args(SSH_OPTIONS);
+    if unasked {
+        // In a group of its own: what is typed on a terminal, as Ctrl-C, is not meant for it.
+        command.args(UNASKED_OPTIONS).process_group(0);
+        command
+            .env("SSH_ASKPASS_REQUIRE", "never")
+            .stderr(Stdio::piped());
+    }
+    command
         .arg(destination)
         .arg(remote_command(target))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("{}: {error}", target.ssh[0]))?;
+        .map_err(|error| format!("{}: {error}", target.ssh[0]))
+}
+
+/// Tells the far side whom to let in, and hears where it serves; waits for ssh to end.
+fn greet(target: &SshTarget, mut child: Child) -> Result<Started, String> {
+    let destination = &target.destination;
     let identity = Identity::generate();
     if let Some(mut input) = child.stdin.take() {
         // Where ssh has ended already, its exit status tells more than this error.
@@ -85,7 +137,7 @@ pub fn start(target: &SshTarget) -> Result<Started, String> {
     };
     let status = end(&mut child).map_err(|error| format!("{}: {error}", target.ssh[0]))?;
     let Some(reply) = reply.map_err(|error| format!("{destination}: {error}"))? else {
-        return Err(explain(target, status));
+        return Err(explain(target, status, last_words(&mut child)));
     };
     let mut hosts = vec![resolved_host(target)];
     if let Some(address) = reply.address.map(|address| address.to_string())
@@ -106,6 +158,9 @@ fn ssh(target: &SshTarget) -> Result<Command, String> {
     let (program, options) = target.ssh.split_first().ok_or("the ssh command is empty")?;
     let mut command = Command::new(program);
     command.args(options);
+    if let Some(folder) = target.run_in.as_deref().filter(|folder| folder.is_dir()) {
+        command.current_dir(folder);
+    }
     Ok(command)
 }
 
@@ -219,18 +274,31 @@ fn end(child: &mut Child) -> io::Result<ExitStatus> {
     child.wait()
 }
 
+/// What ssh, the shell or memfs over there said last, where that does not go to a terminal. ssh has ended; one that it
+/// has left running, for connections to come, may still hold the other end.
+fn last_words(child: &mut Child) -> Option<String> {
+    let mut said = child.stderr.take()?;
+    rustix::io::ioctl_fionbio(&said, true).ok()?;
+    let mut words = [0; WORDS_BYTES_MAX];
+    let read = said.read(&mut words).ok()?;
+    let words = String::from_utf8_lossy(&words[..read]);
+    let last = words.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(last.trim().escape_debug().to_string())
+}
+
 /// Why nothing was started, as far as ssh's exit status tells. What ssh, the shell or memfs over there had
-/// to say stands on stderr already.
-fn explain(target: &SshTarget, status: ExitStatus) -> String {
+/// to say stands on stderr already, unless `words` has it.
+fn explain(target: &SshTarget, status: ExitStatus, words: Option<String>) -> String {
     let (host, server) = (&target.destination, &target.server);
+    let words = words.map_or_else(|| ", see above".into(), |words| format!(": {words}"));
     match status.code() {
         Some(127) => {
             format!("{server} was not found on {host}; install it there or give --server PATH")
         }
         Some(126) => format!("{server} cannot be run on {host}; give --server PATH"),
-        Some(255) => format!("{host}: ssh failed, see above"),
+        Some(255) => format!("{host}: ssh failed{words}"),
         Some(0) => format!("{host}: '{server} serve' did not start, and ended without a word"),
-        Some(code) => format!("{host}: '{server} serve' failed with status {code}, see above"),
+        Some(code) => format!("{host}: '{server} serve' failed with status {code}{words}"),
         None => format!("{host}: ssh was ended: {status}"),
     }
 }
@@ -412,6 +480,7 @@ mod tests {
                     ssh: Vec::new(),
                     server: "~/it's \"a\" server".into(),
                     read_only: true,
+                    run_in: None,
                 };
                 let mut command = Command::new(shell);
                 if shell == "busybox" {

@@ -8,6 +8,7 @@ use crate::wire::codec::{self, CodecError, LENGTH_BYTES};
 use crate::wire::frame::{self, FRAME_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, Packed};
 use bytes::Bytes;
 use quinn::{ReadError, ReadExactError, WriteError};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Why nothing could be read from or written to a stream.
 #[derive(Debug, thiserror::Error)]
@@ -85,15 +86,50 @@ pub async fn send<M: bincode::Encode>(
 pub async fn receive<M: bincode::Decode<()>>(
     stream: &mut quinn::RecvStream,
 ) -> Result<Option<M>, StreamError> {
+    match receive_length(stream).await? {
+        Some(len) => receive_rest(stream, len).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// As [`receive`]; before a message of more than `free` bytes is received, it takes a permit a byte of `room`, which
+/// is to be kept as long as the message is.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn receive_within<'a, M: bincode::Decode<()>>(
+    stream: &mut quinn::RecvStream,
+    free: usize,
+    room: &'a Semaphore,
+) -> Result<Option<(M, Option<SemaphorePermit<'a>>)>, StreamError> {
+    let Some(len) = receive_length(stream).await? else {
+        return Ok(None);
+    };
+    let taken = match len > free {
+        // Lengths are far below 4 GiB. Nobody closes it.
+        true => room.acquire_many(len as u32).await.ok(),
+        false => None,
+    };
+    Ok(Some((receive_rest(stream, len).await?, taken)))
+}
+
+/// The length of the next message.
+async fn receive_length(stream: &mut quinn::RecvStream) -> Result<Option<usize>, StreamError> {
     let mut length = [0; LENGTH_BYTES];
     match stream.read_exact(&mut length).await {
-        Ok(()) => {}
-        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-        Err(ReadExactError::FinishedEarly(_)) => return Err(ended_early()),
-        Err(ReadExactError::ReadError(error)) => return Err(error.into()),
+        Ok(()) => Ok(Some(codec::decode_length(length)?)),
+        Err(ReadExactError::FinishedEarly(0)) => Ok(None),
+        Err(ReadExactError::FinishedEarly(_)) => Err(ended_early()),
+        Err(ReadExactError::ReadError(error)) => Err(error.into()),
     }
-    let payload = Payload::receive(stream, codec::decode_length(length)?).await?;
-    Ok(Some(codec::decode(&payload.join())?))
+}
+
+async fn receive_rest<M: bincode::Decode<()>>(
+    stream: &mut quinn::RecvStream,
+    len: usize,
+) -> Result<M, StreamError> {
+    let payload = Payload::receive(stream, len).await?;
+    Ok(codec::decode(&payload.join())?)
 }
 
 /// Sends `bytes` as one frame, packed as [`crate::wire::frame::pack`] finds best. At most

@@ -27,7 +27,7 @@ async fn pair() -> (quinn::Connection, quinn::Connection, Listener, Dialer) {
     let listener = listener(&server, Authorized::Keys(vec![client.public()]));
     let dialer = dialer(&listener, &client, ServerTrust::Key(server.public()));
     let (near, far) = tokio::join!(dialer.connect(PATIENCE), listener.accept());
-    let (far, key) = far.unwrap();
+    let (far, key, _) = far.unwrap();
     assert_eq!(key, client.public());
     (near.unwrap(), far, listener, dialer)
 }
@@ -138,7 +138,7 @@ async fn a_wrong_server_is_refused_before_anything_is_sent() {
             assert!(said.contains(part), "{said}");
         }
         // The server sees a connection that ends without a stream.
-        let (far, _) = listener.accept().await.unwrap();
+        let (far, ..) = listener.accept().await.unwrap();
         assert!(far.accept_bi().await.is_err());
     }
     let trust = ServerTrust::Fingerprint(server.public().fingerprint());
@@ -231,7 +231,7 @@ async fn authorized_keys_count_from_the_moment_they_are_written() {
         connection.closed().await;
         assert!(stream::is_unauthorized(&connection));
     }
-    assert!(Authorized::authorize(&path, &client.public(), "a friend").unwrap());
+    assert!(Authorized::authorize(&path, &client.public(), &Grant::default(), "a friend").unwrap());
     let (near, far) = tokio::join!(other.connect(PATIENCE), listener.accept());
     near.unwrap();
     assert_eq!(far.unwrap().1, client.public());
@@ -266,8 +266,8 @@ async fn garbage_and_silence_harm_nobody() {
 
 #[tokio::test]
 async fn nobody_there_and_no_such_name() {
-    let closed = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = closed.local_addr().unwrap().port();
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = silent.local_addr().unwrap().port();
     let identity = Identity::generate();
     let trust = ServerTrust::Key(identity.public());
     let dialer = Dialer::new("127.0.0.1", port, identity.clone(), trust.clone()).unwrap();
@@ -276,6 +276,9 @@ async fn nobody_there_and_no_such_name() {
         .await
         .unwrap_err();
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+    drop(silent);
+    let error = dialer.connect(PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
     let dialer = Dialer::new("no such host", port, identity, trust).unwrap();
     let error = dialer.connect(PATIENCE).await.unwrap_err();
     assert!(matches!(error, ConnectError::Resolve { .. }), "{error}");
@@ -359,7 +362,7 @@ async fn a_connection_outlives_a_change_of_address() {
     let trust = ServerTrust::Key(server.public());
     let dialer = Dialer::new("127.0.0.1", port, client, trust).unwrap();
     let (near, far) = tokio::join!(dialer.connect(PATIENCE), listener.accept());
-    let (near, (far, _)) = (near.unwrap(), far.unwrap());
+    let (near, (far, ..)) = (near.unwrap(), far.unwrap());
     assert_eq!(far.remote_address(), first.local_addr().unwrap());
 
     let (mut send, mut receive) = near.open_bi().await.unwrap();

@@ -227,7 +227,7 @@ mod tests {
         let right = dialer(port, client.clone(), server.public());
         let (near, far) = tokio::join!(right.connect(PATIENCE), listener.accept());
         near.unwrap();
-        let (far, key) = far.unwrap();
+        let (far, key, _) = far.unwrap();
         assert_eq!(key, client.public());
         assert!(far.close_reason().is_none());
     }

@@ -3,7 +3,7 @@
 //! Both are text, one key a line; empty lines and those that begin with `#` are skipped:
 //!
 //! ```text
-//! authorized_keys    memfs-ed25519 BASE64 [comment]
+//! authorized_keys    [options] memfs-ed25519 BASE64 [comment]      options: see `grant`
 //! known_hosts        HOST:PORT memfs-ed25519 BASE64
 //! ```
 //!
@@ -11,7 +11,7 @@
 //! cannot be read lets nobody in.
 
 use super::key::{config_file, make_directory_for};
-use super::{KeyError, PublicKey};
+use super::{Grant, KeyError, PublicKey};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, IsTerminal as _, Read as _, Write};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -29,36 +29,64 @@ pub enum Authorized {
     File {
         /// Always let in.
         own: PublicKey,
-        /// `authorized_keys`: one `memfs-ed25519 BASE64 [comment]` a line, `#` comments.
+        /// `authorized_keys`: one `[options] memfs-ed25519 BASE64 [comment]` a line, `#` comments.
         path: PathBuf,
     },
 }
 
 impl Authorized {
-    /// Whether `key` is let in now. Reads the file anew.
-    pub fn allows(&self, key: &PublicKey) -> bool {
+    /// What `key` is let in for now; `None` where it is not. Reads the file anew. Of several lines with the key the
+    /// first counts.
+    pub fn grant(&self, key: &PublicKey) -> Option<Grant> {
         match self {
-            Authorized::Keys(keys) => keys.contains(key),
-            Authorized::File { own, .. } if own == key => true,
+            Authorized::Keys(keys) => keys.contains(key).then(Grant::default),
+            Authorized::File { own, .. } if own == key => Some(Grant::default()),
             Authorized::File { path, .. } => match read_authorized(path) {
-                Ok(text) => keys(path, &text).any(|listed| listed == *key),
+                Ok(text) => find(path, &text, key).map(|(_, grant)| grant),
                 Err(error) => {
                     tracing::warn!("{error}: only the server's own key is let in");
-                    false
+                    None
                 }
             },
+        }
+    }
+
+    /// What is wrong with the file: a line each, which names the file and what is allowed.
+    pub fn complaints(&self) -> Vec<String> {
+        let Authorized::File { path, .. } = self else {
+            return Vec::new();
+        };
+        match read_authorized(path) {
+            Ok(text) => entries(path, &text).filter_map(Result::err).collect(),
+            Err(error) => vec![format!("{error}: only the server's own key is let in")],
         }
     }
 
     /// Adds a key to a file of authorized keys, made (0600) if there is none; false if it was there.
     ///
     /// # Errors
-    /// [`KeyError`].
-    pub fn authorize(path: &Path, key: &PublicKey, comment: &str) -> Result<bool, KeyError> {
+    /// [`KeyError`]; also where the key is let in for something else, which only who wrote that can change.
+    pub fn authorize(
+        path: &Path,
+        key: &PublicKey,
+        grant: &Grant,
+        comment: &str,
+    ) -> Result<bool, KeyError> {
         let comment: String = comment.chars().filter(|c| !c.is_control()).collect();
-        let line = format!("{key} {comment}");
-        append(path, line.trim_end(), |text| {
-            Ok(keys(path, text).any(|listed| listed == *key))
+        let line = format!("{grant} {key} {comment}");
+        append(path, line.trim_ascii(), |text| {
+            match find(path, text, key) {
+                Some((number, found)) if found != *grant => {
+                    let found = match found.to_string() {
+                        options if options.is_empty() => "without options".into(),
+                        options => format!("with the options {options}"),
+                    };
+                    let what =
+                        format!("line {number} has this key {found}: change or remove that line");
+                    Err(KeyError::content(path, what))
+                }
+                found => Ok(found.is_some()),
+            }
         })
     }
 
@@ -71,35 +99,65 @@ impl Authorized {
     }
 }
 
-/// The text of a file that says who is let in, which nobody but its owner may change.
+/// The text of a file that says who is let in, which nobody but this user and root may change.
 fn read_authorized(path: &Path) -> Result<String, KeyError> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
         opened => opened.map_err(KeyError::file(path))?,
     };
-    let mode = file.metadata().map_err(KeyError::file(path))?.mode();
-    if mode & 0o022 != 0 {
-        let what = format!(
-            "others can change this file (mode {:04o}): 'chmod go-w' it",
-            mode & 0o7777
-        );
-        return Err(KeyError::content(path, what));
+    let meta = file.metadata().map_err(KeyError::file(path))?;
+    let refused = |what: String| Err(KeyError::content(path, what));
+    if meta.mode() & 0o022 != 0 {
+        let mode = meta.mode() & 0o7777;
+        return refused(format!(
+            "others can change this file (mode {mode:04o}): 'chmod go-w' it"
+        ));
+    }
+    if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
+        return refused(format!("this file belongs to user {}", meta.uid()));
+    }
+    let beside = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let mode = beside.metadata().map_err(KeyError::file(beside))?.mode();
+    // In a sticky one nobody can put another file in the place of this one.
+    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        let (beside, mode) = (beside.display(), mode & 0o7777);
+        return refused(format!(
+            "others can replace this file: 'chmod go-w {beside}' (mode {mode:04o})"
+        ));
     }
     read(path, &file)
 }
 
-/// The keys in the text of `authorized_keys`; lines that hold none are logged.
-fn keys(path: &Path, text: &str) -> impl Iterator<Item = PublicKey> {
-    lines(text).filter_map(move |(number, line)| {
-        let mut words = line.split_ascii_whitespace();
-        let (kind, base64) = (words.next(), words.next().unwrap_or_default());
-        let key = format!("{} {base64}", kind.unwrap_or_default()).parse();
-        if key.is_err() {
+/// The lines of `authorized_keys`: their number, the key and what it is let in for, or what is wrong.
+fn entries(
+    path: &Path,
+    text: &str,
+) -> impl Iterator<Item = Result<(usize, PublicKey, Grant), String>> {
+    lines(text).map(move |(number, line)| match Grant::parse_line(line) {
+        Ok((key, grant)) => Ok((number, key, grant)),
+        Err(what) => {
             let path = path.display();
-            tracing::warn!("{path}:{number}: not 'memfs-ed25519 BASE64 [comment]', skipped");
+            Err(format!("{path}:{number}: {what}; this line lets nobody in"))
         }
-        key.ok()
     })
+}
+
+/// The first line with this key. Lines before it that would have it, were they right, are logged: those of
+/// others are not, so that nobody fills the log by coming again and again.
+fn find(path: &Path, text: &str, key: &PublicKey) -> Option<(usize, Grant)> {
+    let shown = key.to_string();
+    let base64 = shown.rsplit(' ').next().unwrap_or_default();
+    for ((_, line), entry) in lines(text).zip(entries(path, text)) {
+        match entry {
+            Ok((number, listed, grant)) if listed == *key => return Some((number, grant)),
+            Err(what) if line.contains(base64) => tracing::warn!("{what}"),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// What to do about a server that `known_hosts` does not have.
@@ -317,6 +375,7 @@ fn append(
 mod tests {
     use super::*;
     use crate::transport::Identity;
+    use crate::wire::RelPath;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -346,13 +405,14 @@ mod tests {
         };
         let allowed = || {
             keys.iter()
-                .map(|key| authorized.allows(key))
+                .map(|key| authorized.grant(key).is_some())
                 .collect::<Vec<_>>()
         };
         assert_eq!(allowed(), [true, false, false, false]);
 
-        assert!(Authorized::authorize(&path, &keys[1], "first\nsecond").unwrap());
-        assert!(!Authorized::authorize(&path, &keys[1], "again").unwrap());
+        let whole = Grant::default();
+        assert!(Authorized::authorize(&path, &keys[1], &whole, "first\nsecond").unwrap());
+        assert!(!Authorized::authorize(&path, &keys[1], &whole, "again").unwrap());
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("{} firstsecond\n", keys[1]));
         // By hand: comments, space, lines that are nothing, and no end of line.
@@ -361,15 +421,73 @@ mod tests {
             format!("{text}# {three}\n\nssh-ed25519 AAAA x\n memfs-ed25519 \n  {two}\tx y");
         std::fs::write(&path, by_hand).unwrap();
         assert_eq!(allowed(), [true, true, true, false]);
-        assert!(Authorized::authorize(&path, &three, "").unwrap());
+        assert!(Authorized::authorize(&path, &three, &whole, "").unwrap());
         assert_eq!(allowed(), [true, true, true, true]);
 
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o620)).unwrap();
         assert_eq!(allowed(), [true, false, false, false]);
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        let beside = path.parent().unwrap();
+        for (mode, found) in [
+            (0o770, false),
+            (0o1777, true),
+            (0o702, false),
+            (0o755, true),
+        ] {
+            std::fs::set_permissions(beside, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(allowed()[1], found, "{mode:o}");
+            let complaints = if found { 2 } else { 1 };
+            assert_eq!(authorized.complaints().len(), complaints);
+        }
         std::fs::write(&path, vec![b'\n'; FILE_BYTES_MAX as usize + 1]).unwrap();
         assert_eq!(allowed(), [true, false, false, false]);
-        assert!(Authorized::authorize(&path, &three, "").is_err());
+        assert!(Authorized::authorize(&path, &three, &whole, "").is_err());
+    }
+
+    #[test]
+    fn options_restrict_their_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("authorized_keys");
+        let keys: Vec<PublicKey> = (0..4).map(|_| Identity::generate().public()).collect();
+        let (own, part, other, wrong) = (keys[0], keys[1], keys[2], keys[3]);
+        let authorized = Authorized::File {
+            own,
+            path: path.clone(),
+        };
+        let whole = Grant::default();
+        let below = Grant {
+            read_only: true,
+            subtree: RelPath::new("a \"b\"").unwrap(),
+        };
+        for (key, grant) in [(part, &below), (other, &whole), (own, &below)] {
+            assert!(Authorized::authorize(&path, &key, grant, "x").unwrap());
+            assert!(!Authorized::authorize(&path, &key, grant, "x").unwrap());
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let first = format!("read-only,subtree=\"a \\\"b\\\"\" {part} x\n");
+        assert!(text.starts_with(&first), "{text}");
+        assert!(authorized.complaints().is_empty());
+        let said = Authorized::authorize(&path, &part, &whole, "").unwrap_err();
+        assert!(
+            said.to_string().contains("line 1 has this key with"),
+            "{said}"
+        );
+        let said = Authorized::authorize(&path, &other, &below, "").unwrap_err();
+        assert!(
+            said.to_string().contains("line 2 has this key without"),
+            "{said}"
+        );
+
+        // A line that is wrong lets nobody in, and the first of several that are right counts.
+        let by_hand = format!("{text}read_only {wrong}\n{part}\n");
+        std::fs::write(&path, by_hand).unwrap();
+        assert_eq!(authorized.grant(&part), Some(below));
+        assert_eq!(authorized.grant(&other), Some(whole.clone()));
+        assert_eq!(authorized.grant(&own), Some(whole));
+        assert_eq!(authorized.grant(&wrong), None);
+        let said = authorized.complaints();
+        let place = format!("{}:4: no option 'read_only': allowed are", path.display());
+        assert!(said.len() == 1 && said[0].starts_with(&place), "{said:?}");
     }
 
     #[test]

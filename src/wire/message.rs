@@ -1,108 +1,11 @@
 //! The messages of version 1. `tests/golden` holds the bytes of each; a change to a message that
 //! has been released needs a new [`super::Version`].
 
+use super::Name;
 use super::node::*;
-use super::{Name, RelPath};
-use crate::region::{ClientId, Epoch, ORDER_RUNS_MAX, Tick};
+use crate::region::{ClientId, Epoch, LockKey, LockRun, ORDER_RUNS_MAX, Tick};
 use crate::units::{ByteRange, PageRange};
 use bincode::{Decode, Encode};
-
-/// First on the control stream. The same in every version.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Hello {
-    /// Oldest version the replica speaks.
-    pub oldest: u16,
-    /// Newest version the replica speaks.
-    pub newest: u16,
-    /// Names this replica as long as it lives, over any number of connections. A client id is only
-    /// accepted from the key that first used it.
-    pub client: ClientId,
-    /// Which part of the export becomes the root of the mount.
-    pub subtree: RelPath,
-    /// The replica promises to send no request that changes anything.
-    pub read_only: bool,
-    /// The welcome is to bring the first entries of the root.
-    pub listing: bool,
-}
-
-/// Answer to [`Hello`].
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum HelloReply {
-    /// The connection is up.
-    Welcome(Welcome),
-    /// It is not; the connection is closed after this.
-    Refused(Refusal),
-}
-
-/// What a replica learns when it is let in.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Welcome {
-    /// The version both will speak from here on.
-    pub version: u16,
-    /// Names this run of the authority: another value means that it was restarted.
-    pub boot: u64,
-    /// The authority still had this client's session: its handles, subscriptions and answers to
-    /// repeated requests. If not, every copy has to be checked against the stamps again.
-    pub resumed: bool,
-    /// How long the replica may answer from its copy after it *sent* the last renewal that was
-    /// answered, in milliseconds.
-    pub lease_ms: u32,
-    /// The export refuses changes.
-    pub read_only: bool,
-    /// The user the authority runs as, on its machine.
-    pub server: Caller,
-    /// Attributes of the root.
-    pub root: Attr,
-    /// What the store can do.
-    pub capabilities: Capabilities,
-    /// First entries of the root, so that looking them up needs no round trip. `None` where they were not asked
-    /// for, or cannot be read.
-    pub listing: Option<Listing>,
-}
-
-/// First entries of a directory, as in an answer to [`ReadRequest::ReadDir`] at cursor 0.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Listing {
-    /// As in [`Reply`].
-    pub at: Tick,
-    /// At most [`super::LISTING_ENTRIES_MAX`].
-    pub entries: Vec<DirEntry>,
-}
-
-/// What a store can do; a thing it cannot gives `EOPNOTSUPP`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Default)]
-pub struct Capabilities {
-    /// Extended attributes.
-    pub xattrs: bool,
-    /// Hard links.
-    pub hard_links: bool,
-    /// Symbolic links.
-    pub symlinks: bool,
-    /// Pipes, sockets and devices.
-    pub special_files: bool,
-    /// Owners other than the serving user (`chown`), so that the caller's ids are kept.
-    pub owners: bool,
-    /// What was synced survives the end of the authority.
-    pub durable: bool,
-}
-
-/// Why a replica was not let in.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum Refusal {
-    /// No version in common; these are the authority's.
-    Version {
-        /// Oldest version the authority speaks.
-        oldest: u16,
-        /// Newest version the authority speaks.
-        newest: u16,
-    },
-    /// The subtree cannot be opened: an errno.
-    Subtree(i32),
-    /// The client id is in use by another key.
-    Client,
-    /// Too many clients.
-    Full,
-}
 
 /// An event from the replica on the control stream.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -311,6 +214,57 @@ pub enum ReadRequest {
         /// Frames may be compressed.
         compress: bool,
     },
+    /// `Reply::Done` when the lock is had; `EAGAIN` where somebody else's is in the way and it is not to wait for it,
+    /// `EDEADLK`, `ENOLCK`. While it waits, the end of the request's half of the stream is the wish not to wait any
+    /// longer: the answer is then `EINTR`, unless it has been had already. May be repeated, as what is held may be
+    /// asked for again.
+    Lock {
+        /// A handle of the file.
+        handle: HandleId,
+        /// For whom.
+        key: LockKey,
+        /// The process that asks, to be told to others.
+        pid: u32,
+        /// What.
+        run: LockRun,
+        /// It is willing to wait.
+        wait: bool,
+    },
+    /// `Reply::Done`: nothing of the range is held any more. `ENOLCK` where that would make too many parts.
+    Unlock {
+        /// The file, which need not be open any more.
+        id: FileId,
+        /// Whose locks.
+        key: LockKey,
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+    /// `Reply::Lock`: one that is in the way.
+    TestLock {
+        /// A handle of the file.
+        handle: HandleId,
+        /// Of whom.
+        key: LockKey,
+        /// Of what.
+        run: LockRun,
+    },
+    /// `Reply::Done` if an owner still holds these locks, or has them again because the authority has begun anew;
+    /// `EIO` if they are lost. For a replica whose session was not resumed.
+    ReclaimLocks {
+        /// A handle of the file.
+        handle: HandleId,
+        /// Whose locks.
+        key: LockKey,
+        /// The process that asked for them.
+        pid: u32,
+        /// All that it holds of the file.
+        runs: Vec<LockRun>,
+    },
+    /// `Reply::Done`: all that this replica held has been reclaimed. Until all replicas of an earlier run of the
+    /// authority have said so, or their leases have run out, nobody gets a lock.
+    LocksReclaimed,
 }
 
 /// A request that changes something.
@@ -554,6 +508,17 @@ pub enum Answer {
         /// One of each unit, in order.
         hashes: Vec<Hash>,
     },
+    /// A lock that is in the way, if there is one.
+    Lock(Option<HeldLock>),
+}
+
+/// Somebody's lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HeldLock {
+    /// What is held.
+    pub run: LockRun,
+    /// The process that holds it, as its machine counts.
+    pub pid: u32,
 }
 
 /// The BLAKE3 of some bytes. Nothing else tells whether two pages are the same, also where somebody has made them

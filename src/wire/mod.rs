@@ -11,6 +11,7 @@
 //!   replica   → Request  [frames: only after Push]          FIN
 //!   authority → Reply    [frames: only after Reply::Pulled] FIN
 //!               after the Reply to OpenAndPull comes that of a Pull
+//!               a Lock that may wait has its FIN only when it is not to wait any longer
 //! ```
 //!
 //! Every message is a little-endian `u32` length, at most [`MESSAGE_BYTES_MAX`], and that many
@@ -22,10 +23,12 @@
 
 pub mod codec;
 pub mod frame;
+mod greeting;
 mod message;
 mod name;
 mod node;
 
+pub use greeting::*;
 pub use message::*;
 pub use name::{Name, RelPath};
 pub use node::*;

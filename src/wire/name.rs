@@ -82,6 +82,16 @@ impl RelPath {
         (bytes.len() <= PATH_BYTES_MAX).then_some(RelPath(bytes))
     }
 
+    /// What `path` is called from where this one begins, if that is not too long.
+    pub fn join_path(&self, path: &RelPath) -> Option<RelPath> {
+        let mut bytes = self.0.clone();
+        if !bytes.is_empty() && !path.0.is_empty() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(&path.0);
+        (bytes.len() <= PATH_BYTES_MAX).then_some(RelPath(bytes))
+    }
+
     /// Whether it is the root of the export.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
@@ -164,5 +174,18 @@ mod tests {
         assert_eq!(RelPath::root().split(), None);
         let long = RelPath::new(vec![vec![b'x'; 200]; 20].join(&b'/')).unwrap();
         assert_eq!(long.join(&Name::new(vec![b'y'; 200]).unwrap()), None);
+        let join = |a: &str, b: &str| RelPath::new(a)?.join_path(&RelPath::new(b)?);
+        for (a, b, joined) in [
+            ("", "", ""),
+            ("a", "", "a"),
+            ("", "b", "b"),
+            ("a", "b/c", "a/b/c"),
+        ] {
+            assert_eq!(join(a, b), RelPath::new(joined));
+        }
+        assert_eq!(
+            long.join_path(&RelPath::new("y".repeat(200)).unwrap()),
+            None
+        );
     }
 }

@@ -11,14 +11,21 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "each test binary uses a part of it; a test fails by panicking"
 )]
 
+pub mod dice;
+pub mod disks;
 pub mod hands;
+pub mod mapped;
+pub mod relay;
+pub mod sshd;
 
+pub use dice::noise;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -119,18 +126,6 @@ pub fn complaint(command: &mut Command, code: i32) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
     stderr
-}
-
-/// Bytes that no two places have in common and that do not compress.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed;
-    let words = std::iter::repeat_with(|| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 32) as u32).to_le_bytes()
-    });
-    words.flatten().take(len).collect()
 }
 
 /// Mount points in a folder.
@@ -298,6 +293,7 @@ impl Home {
 
     /// A file for what a program says.
     fn log(&self, name: &str) -> File {
+        let name = Path::new(name).file_name().unwrap();
         let path = self.path("logs").join(name);
         File::options()
             .create(true)
@@ -366,7 +362,24 @@ impl Serve {
     #[track_caller]
     pub fn start_at(home: &Home, store: impl AsRef<OsStr>, at: &str, options: &[&str]) -> Serve {
         let mut command = home.memfs(["serve", "--listen", at]);
-        command.args(options).arg(store).stdin(Stdio::null());
+        command.args(options).arg(store);
+        Serve::run(home, command)
+    }
+
+    /// Serves a store with a process that may have only so many files open.
+    #[track_caller]
+    pub fn with_limit(home: &Home, store: impl AsRef<OsStr>, files_max: Option<u64>) -> Serve {
+        let mut command = home.memfs(["serve", "--listen", "127.0.0.1:0"]);
+        command.arg(store);
+        match files_max {
+            Some(files_max) => Serve::run(home, disks::limited(&command, files_max)),
+            None => Serve::run(home, command),
+        }
+    }
+
+    #[track_caller]
+    fn run(home: &Home, mut command: Command) -> Serve {
+        command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(home.log("serve"));
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
@@ -406,6 +419,11 @@ impl Serve {
 
     /// Ends it as a crash would.
     pub fn kill(mut self) {
+        self.die();
+    }
+
+    /// The same, where it is of use yet.
+    pub fn die(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -450,8 +468,14 @@ impl<'a> Mount<'a> {
     /// Mounts a source with options. Its cache is its own unless they say otherwise.
     #[track_caller]
     pub fn with(home: &'a Home, source: &str, name: &str, options: &[&str]) -> Mount<'a> {
+        let command = Mount::command(home, source, &home.folder(name), options);
+        Mount::by(home, command, name)
+    }
+
+    /// Mounts by this command.
+    #[track_caller]
+    pub fn by(home: &'a Home, mut command: Command, name: &str) -> Mount<'a> {
         let point = home.folder(name);
-        let mut command = Mount::command(home, source, &point, options);
         command.stderr(home.log(name)).stdout(home.log(name));
         let status = command.stdin(Stdio::null()).status().unwrap();
         let mount = Mount {
@@ -529,7 +553,9 @@ impl<'a> Mount<'a> {
     #[track_caller]
     pub fn unmount(mut self) {
         self.mounted = false;
-        run(self.home.memfs(["umount"]).arg(&self.point));
+        let output = unmounted(self.home.memfs(["umount"]).arg(&self.point));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{:?}: {said}", output.status);
         assert_eq!(mounts_below(&self.point), Vec::<PathBuf>::new());
     }
 
@@ -537,6 +563,20 @@ impl<'a> Mount<'a> {
     pub fn leave(mut self) -> PathBuf {
         self.mounted = false;
         self.point.clone()
+    }
+}
+
+/// What an unmounting says. A program that another test of this process starts has copies of all open files until it
+/// runs: who is busy so is asked again.
+fn unmounted(umount: &mut Command) -> Output {
+    let begin = Instant::now();
+    loop {
+        let output = output(umount);
+        let busy = String::from_utf8_lossy(&output.stderr).contains(" is busy: ");
+        if !busy || begin.elapsed() > PATIENCE / 4 {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(20)); // between two looks
     }
 }
 
@@ -549,7 +589,7 @@ impl Drop for Mount<'_> {
         if std::thread::panicking() {
             umount.arg("--force"); // the test has failed, and the server may be gone
         }
-        let output = output(umount.arg(&self.point));
+        let output = unmounted(umount.arg(&self.point));
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let what = format!("{umount:?}: {}\n{said}", output.status);

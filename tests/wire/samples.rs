@@ -3,7 +3,7 @@
 //! [`variants!`] matches each enum exhaustively: a new variant does not compile until it has a name
 //! here, and `golden` fails until it has a sample.
 
-use memfs::region::{ClientId, Epoch, Tick};
+use memfs::region::{ClientId, Epoch, LockKey, LockMode, LockRun, LockSpace, Tick};
 use memfs::wire::frame::{self, Header};
 use memfs::wire::*;
 
@@ -39,14 +39,16 @@ variants! {
     Request { Read, Change }
     ReadRequest {
         Lookup, GetAttr, ReadLink, ReadDir, Open, Close, Pull, Seek, GetXattr, ListXattr, StatFs,
-        Only, Order, Touched, Hashes, OpenAndPull
+        Only, Order, Touched, Hashes, OpenAndPull, Lock, Unlock, TestLock, ReclaimLocks, LocksReclaimed
     }
     ChangeRequest {
         SetAttr, Make, Create, Link, Remove, Rename, SetXattr, RemoveXattr, Allocate, Push, Sync,
         SyncDir
     }
-    Answer { Done, Attr, Opened, Bytes, Entries, Offset, StatFs, Pulled, Order, Hashed }
+    Answer { Done, Attr, Opened, Bytes, Entries, Offset, StatFs, Pulled, Order, Hashed, Lock }
     Learning { Off, New, Known }
+    LockMode { Shared, Exclusive }
+    LockSpace { Flock, Fcntl }
     Kind { File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
     Make { File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
     SetTime { Now, At }
@@ -279,6 +281,51 @@ pub fn read_requests() -> Vec<ReadRequest> {
             unit: HASH_UNIT_BYTES_MAX,
         },
     ]
+    .into_iter()
+    .chain(lock_requests())
+    .collect()
+}
+
+fn lock_requests() -> Vec<ReadRequest> {
+    let key = |space| LockKey { space, owner: 251 };
+    let run = |mode| LockRun {
+        start: 1 << 30,
+        end: u64::MAX,
+        mode,
+    };
+    let lock = |(mode, space)| ReadRequest::Lock {
+        handle: HANDLE,
+        key: key(space),
+        pid: 4711,
+        run: run(mode),
+        wait: true,
+    };
+    let kinds = [
+        (LockMode::Shared, LockSpace::Flock),
+        (LockMode::Exclusive, LockSpace::Fcntl),
+    ];
+    let key = key(LockSpace::Fcntl);
+    let others = [
+        ReadRequest::Unlock {
+            id: ID,
+            key,
+            start: 0,
+            end: 1,
+        },
+        ReadRequest::TestLock {
+            handle: HANDLE,
+            key,
+            run: run(LockMode::Shared),
+        },
+        ReadRequest::ReclaimLocks {
+            handle: HANDLE,
+            key,
+            pid: 4711,
+            runs: vec![run(LockMode::Exclusive)],
+        },
+        ReadRequest::LocksReclaimed,
+    ];
+    kinds.map(lock).into_iter().chain(others).collect()
 }
 
 pub fn change_requests() -> Vec<ChangeRequest> {
@@ -409,7 +456,24 @@ pub fn answers() -> Vec<Answer> {
             size: 5_000_000_000,
             hashes: vec![Hash::of(b""), Hash::of(b"abc")],
         },
+        Answer::Lock(None),
+        Answer::Lock(Some(HeldLock {
+            run: LockRun {
+                start: 0,
+                end: 1 << 20,
+                mode: LockMode::Shared,
+            },
+            pid: 4711,
+        })),
     ]
+}
+
+pub fn lock_modes() -> Vec<LockMode> {
+    vec![LockMode::Shared, LockMode::Exclusive]
+}
+
+pub fn lock_spaces() -> Vec<LockSpace> {
+    vec![LockSpace::Flock, LockSpace::Fcntl]
 }
 
 fn runs() -> Vec<Pages> {

@@ -1,7 +1,7 @@
 //! Strategies for any message that a peer may lawfully send.
 
 use super::samples;
-use memfs::region::{ClientId, Epoch, Tick};
+use memfs::region::{ClientId, Epoch, LockKey, LockRun, Tick};
 use memfs::wire::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -179,12 +179,60 @@ fn runs() -> Any<Vec<Pages>> {
     vec(run, 0..300).boxed()
 }
 
+fn lock_key() -> Any<LockKey> {
+    (one_of(samples::lock_spaces()), number())
+        .prop_map(|(space, owner)| LockKey { space, owner })
+        .boxed()
+}
+
+fn lock_run() -> Any<LockRun> {
+    (number(), number(), one_of(samples::lock_modes()))
+        .prop_map(|(start, end, mode)| LockRun { start, end, mode })
+        .boxed()
+}
+
+fn lock_request() -> Any<ReadRequest> {
+    let lock = (handle(), lock_key(), lock_run(), any::<(u32, bool)>());
+    prop_oneof![
+        lock.prop_map(|(handle, key, run, (pid, wait))| ReadRequest::Lock {
+            handle,
+            key,
+            pid,
+            run,
+            wait,
+        }),
+        (id(), lock_key(), number(), number()).prop_map(|(id, key, start, end)| {
+            ReadRequest::Unlock {
+                id,
+                key,
+                start,
+                end,
+            }
+        }),
+        (handle(), lock_key(), lock_run()).prop_map(|(handle, key, run)| ReadRequest::TestLock {
+            handle,
+            key,
+            run
+        }),
+        (handle(), lock_key(), any::<u32>(), vec(lock_run(), 0..300)).prop_map(
+            |(handle, key, pid, runs)| ReadRequest::ReclaimLocks {
+                handle,
+                key,
+                pid,
+                runs,
+            }
+        ),
+    ]
+    .boxed()
+}
+
 fn read_request() -> Any<ReadRequest> {
     let pull = (handle(), number(), number(), any::<(bool, bool)>());
     let extent = (number(), number()).prop_map(|(start, end)| Extent { start, end });
     let hashes = (handle(), vec(extent, 0..=HASH_EXTENTS_MAX), any::<u32>());
     prop_oneof![
         one_of(samples::read_requests()),
+        lock_request(),
         (node(), name()).prop_map(|(dir, name)| ReadRequest::Lookup { dir, name }),
         (node(), proptest::option::of(handle()))
             .prop_map(|(node, handle)| ReadRequest::GetAttr { node, handle }),
@@ -355,6 +403,7 @@ fn answer() -> Any<Answer> {
             learning,
         }),
         runs().prop_map(Answer::Order),
+        (lock_run(), any::<u32>()).prop_map(|(run, pid)| Answer::Lock(Some(HeldLock { run, pid }))),
         bytes(4096).prop_map(Answer::Bytes),
         vec(entry(), 0..50).prop_map(Answer::Entries),
         (number(), number()).prop_map(|(size, zero_until)| Answer::Pulled { size, zero_until }),

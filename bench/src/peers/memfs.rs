@@ -7,8 +7,7 @@ use memfs::transport::Identity;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub const SETTINGS: &str =
-    "defaults; --pull demand for random reads; --immutable for the read-only second mount";
+pub const SETTINGS: &str = "defaults; --pull demand for random reads; --immutable for the read-only second mount; --keep-names for listings";
 
 /// The key of both sides: one's own key is trusted and let in.
 pub fn identity(home: &Path) -> PathBuf {
@@ -74,6 +73,9 @@ pub fn mount(session: &Session, mount: &mut Mount, how: How) -> Result<(), Strin
     command.arg("--log").arg(session.log("mount-daemon"));
     if how.demand {
         command.args(["--pull", "demand"]);
+    }
+    if how.keep_names {
+        command.arg("--keep-names");
     }
     if how.forgetful {
         command.arg("--no-learn");

@@ -102,6 +102,8 @@ pub struct How {
     pub cold: bool,
     /// Do without what is learned of earlier uses (memfs).
     pub forgetful: bool,
+    /// Let the kernel keep names.
+    pub keep_names: bool,
 }
 
 /// A server, and what may mount it.

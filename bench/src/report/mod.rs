@@ -72,6 +72,7 @@ pub const METRICS: &[Metric] = &[
     ),
     metric("mount", "mount", "ms"),
     metric("first-page", "first page of a known path", "ms"),
+    metric("middle-page", "page of the middle of a known path", "ms"),
     metric("remount", "second mount, mapped read", "MiB/s"),
     metric(
         "remount-ro",

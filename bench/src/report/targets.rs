@@ -42,6 +42,7 @@ const LOOPBACK: &[Target] = &[
     ("stores-reopened", Times(1.0, "nbdfuse", "stores-reopened")),
     ("mount", AtMost(50.0)),
     ("first-page", AtMost(3.0)),
+    ("middle-page", AtMost(3.0)),
 ];
 const NEAR: &[Target] = &[
     ("read", Raw(0.8)),
@@ -63,6 +64,7 @@ const FAR: &[Target] = &[
     ("stores-reopened", Times(20.0, "sshfs", "stores-reopened")),
     ("mount", RoundTrips(2.0, 50.0)),
     ("first-page", RoundTrips(1.0, 20.0)),
+    ("middle-page", RoundTrips(1.0, 20.0)),
     ("demand-pull", Line(0.8)),
     ("demand-p50", RoundTrips(1.0, 5.0)),
     ("demand-p99", RoundTrips(1.0, 25.0)),

@@ -80,10 +80,11 @@ fn millis(session: &Session, file: &Path, args: &[String]) -> Result<Vec<f64>, S
     millis.map_err(|_| format!("touch printed {text}"))
 }
 
-/// Seconds until a page of the middle of the file is read, opening it included.
-pub fn first_page(session: &Session, file: &Path, extent: &Extent) -> Result<f64, String> {
-    let millis = millis(session, file, &[(extent.bytes / 2).to_string()])?;
-    Ok(millis.first().ok_or("touch printed nothing")? / 1000.0)
+/// Milliseconds until a page at an offset is read, opening the file included.
+pub fn page(session: &Session, file: &Path, offset: u64) -> Result<f64, String> {
+    let millis = millis(session, file, &[offset.to_string()])?;
+    let first = millis.first().ok_or("touch printed nothing")?;
+    Ok(*first)
 }
 
 /// Faults beside a background pull.

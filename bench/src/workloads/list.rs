@@ -64,7 +64,11 @@ fn make(served: &Path) -> io::Result<()> {
 }
 
 fn measure(session: &Session) -> Result<Vec<Measure>, String> {
-    let mount = session.mount(How::default())?;
+    let how = How {
+        keep_names: true,
+        ..How::default()
+    };
+    let mount = session.mount(how)?;
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let seconds = || -> Result<f64, String> {
         let mut command = session.work.command(&[], &program);

@@ -9,6 +9,7 @@
 //! | `map-write` | stores of 64 KiB through a mapping, then msync | MiB/s |
 //! | `stores` | 4096 random stores of 4 KiB to present pages (512 where it is quick and slow), then msync; then the same after the file was opened anew | stores/s |
 //! | `mount` | mount, then the first page of a known path | milliseconds of both |
+//! | `middle` | mount, then a page of the middle of a known path | milliseconds of the second |
 //! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
 //! | `delta` | all read, unmounted, one page in a hundred changed at the server, mounted again and read | MiB/s, bytes that came over the link |
 //! | `list` | a directory of 100,000 files, each with its attributes, twice | seconds of both |
@@ -60,6 +61,8 @@ pub enum Workload {
     Stores,
     /// Mount and first page
     Mount,
+    /// Mount and a page of the middle
+    Middle,
     /// A second mount
     Remount,
     /// A second mount of what was changed in part
@@ -89,7 +92,9 @@ impl Workload {
             (Workload::Learned, _) => Some("learns nothing"),
             (Workload::Read | Workload::Write, Raw) => None,
             (_, Raw) => Some("mounts nothing"),
-            (Workload::Mount | Workload::Remount | Workload::Delta, Local) => Some("is no mount"),
+            (Workload::Mount | Workload::Middle | Workload::Remount | Workload::Delta, Local) => {
+                Some("is no mount")
+            }
             (Workload::List, Nbdfuse) => Some("has one file"),
             (Workload::Write | Workload::MapWrite | Workload::Stores, Rclone) => {
                 Some("its fsync does not wait for the server")
@@ -139,7 +144,20 @@ pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec
             Ok(vec![("map-write", speed)])
         }
         Workload::Stores => stores::run(session, extent),
-        Workload::Mount => mount(session, extent),
+        Workload::Mount => {
+            let mount = session.mount(How::default())?;
+            let mut measures = vec![("mount", mount.seconds * 1000.0)];
+            let millis = demand::page(session, &mount.file, 0)?;
+            measures.push(("first-page", millis));
+            mount.unmount()?;
+            Ok(measures)
+        }
+        Workload::Middle => {
+            let mount = session.mount(How::default())?;
+            let millis = demand::page(session, &mount.file, extent.bytes / 2)?;
+            mount.unmount()?;
+            Ok(vec![("middle-page", millis)])
+        }
         Workload::Remount => remount(session, extent),
         Workload::Delta => delta::run(session, extent),
         Workload::List => list::run(session),
@@ -216,15 +234,6 @@ fn write(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     if session.system != System::Local {
         measures.extend(effort.end(session, outcome.bytes, names));
     }
-    mount.unmount()?;
-    Ok(measures)
-}
-
-fn mount(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
-    let mount = session.mount(How::default())?;
-    let mut measures = vec![("mount", mount.seconds * 1000.0)];
-    let seconds = demand::first_page(session, &mount.file, extent)?;
-    measures.push(("first-page", seconds * 1000.0));
     mount.unmount()?;
     Ok(measures)
 }

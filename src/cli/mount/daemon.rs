@@ -37,6 +37,8 @@ pub async fn live(
     helper: Arc<Helper>,
     starting: Option<Starting>,
 ) -> Result<ExitCode, String> {
+    // Each file that was touched has a copy that is open.
+    crate::cli::raise_limit();
     let connected = target.connect(plan.replica_options()?).await?;
     let replica = &connected.replica;
     let server = replica.server_user();

@@ -7,7 +7,7 @@ use crate::node::authority::{self, AuthorityOptions};
 use crate::node::replica::{Replica, ReplicaOptions};
 use crate::store::Store;
 use crate::transport::ssh::{self, SshTarget, Started};
-use crate::transport::{Authorized, Dialer, Identity, Listener, ServerTrust, Unknown};
+use crate::transport::{Authorized, Dialer, Identity, Listener, Route, ServerTrust, Unknown};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ const SERVER_DEFAULT: &str = "memfs";
 
 /// Whom to connect to.
 pub enum Target {
-    /// Who was started over ssh.
-    Started(Started),
+    /// Who was started over ssh, and would be again.
+    Started(Started, SshTarget),
     /// Who runs already.
     Server {
         /// Name or address.
@@ -52,17 +52,21 @@ impl Target {
             Source::Ssh {
                 destination,
                 directory,
-            } => ssh::start(&SshTarget {
-                destination: destination.clone(),
-                directory: directory.clone(),
-                ssh: plan.ssh.clone(),
-                server: settings
-                    .server
-                    .clone()
-                    .unwrap_or_else(|| SERVER_DEFAULT.into()),
-                read_only: settings.read_only,
-            })
-            .map(Target::Started),
+            } => {
+                let target = SshTarget {
+                    destination: destination.clone(),
+                    directory: directory.clone(),
+                    ssh: plan.ssh.clone(),
+                    server: settings
+                        .server
+                        .clone()
+                        .unwrap_or_else(|| SERVER_DEFAULT.into()),
+                    read_only: settings.read_only,
+                    run_in: plan.run_in(),
+                };
+                let started = ssh::start(&target)?;
+                Ok(Target::Started(started, target))
+            }
             Source::Server { host, port, .. } => {
                 let identity = match &settings.identity {
                     Some(path) => Identity::load_or_create(path),
@@ -86,7 +90,14 @@ impl Target {
     /// One line for the user.
     pub async fn connect(self, options: ReplicaOptions) -> Result<Connected, String> {
         match self {
-            Target::Started(started) => connect_started(started, options).await,
+            Target::Started(started, target) => {
+                let route = Route::over_ssh(target, started);
+                let route = route.map_err(|e| format!("no UDP socket: {e}"))?;
+                Ok(Connected {
+                    replica: Replica::connect(route, options).await?,
+                    listener: None,
+                })
+            }
             Target::Server {
                 host,
                 port,
@@ -121,26 +132,6 @@ fn trust(plan: &Plan, identity: &Identity) -> Result<ServerTrust, String> {
             false => Unknown::Ask,
         },
     })
-}
-
-/// Tries each name that the machine may have here.
-async fn connect_started(started: Started, options: ReplicaOptions) -> Result<Connected, String> {
-    let mut complaint = None;
-    for host in &started.hosts {
-        let trust = ServerTrust::Key(started.server);
-        let dialer = Dialer::new(host, started.port, started.identity.clone(), trust);
-        let dialer = dialer.map_err(|e| format!("no UDP socket: {e}"))?;
-        match Replica::connect(dialer, options.clone()).await {
-            Ok(replica) => {
-                return Ok(Connected {
-                    replica,
-                    listener: None,
-                });
-            }
-            Err(error) => complaint = complaint.or(Some(error)),
-        }
-    }
-    Err(complaint.unwrap_or_else(|| "ssh does not tell where it went".into()))
 }
 
 /// The authority runs here, with keys that nobody else has.

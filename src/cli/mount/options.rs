@@ -19,6 +19,13 @@ pub struct Settings {
     /// it changes all the same, that is seen when it is opened after everybody has closed it.
     #[arg(long)]
     pub immutable: bool,
+    /// Let the kernel keep names, so that each use of one need not ask; nothing may be mounted below then
+    ///
+    /// Paths are walked several times as fast (from Linux 6.16 on), and names are as true as without it. But the
+    /// kernel can only give up all names at once, which it does when another mount or the serving machine changes
+    /// any: what is mounted on a folder or a file of this mount is then unmounted.
+    #[arg(long)]
+    pub keep_names: bool,
     /// Let other users in, as far as modes and owners allow
     ///
     /// An ordinary user needs 'user_allow_other' in /etc/fuse.conf for it.
@@ -58,7 +65,11 @@ pub struct Settings {
     /// Wait for the other side for as long as it takes (so it is without --soft)
     #[arg(long)]
     pub hard: bool,
-    /// What to do while the other side cannot be reached: 'wait' for it
+    /// What to do once the other side cannot be reached and the lease has run out: 'wait' for it, or 'serve' what is here
+    ///
+    /// With 'serve', what is present of files, names and attributes goes on being shown, although others may have changed it
+    /// meanwhile, and stores are kept. What is not here waits or fails as without it, and so do fsync, close after a
+    /// store, and changes of names and attributes.
     #[arg(long, value_name = "HOW")]
     pub offline: Option<Offline>,
     /// Trust the server with this key and no other
@@ -118,6 +129,8 @@ pub enum Pull {
 pub enum Offline {
     /// Wait for it
     Wait,
+    /// Show what is here, true or not
+    Serve,
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -248,6 +261,7 @@ impl Settings {
         Settings {
             read_only: self.read_only || other.read_only,
             immutable: self.immutable || other.immutable,
+            keep_names: self.keep_names || other.keep_names,
             allow_other: self.allow_other || other.allow_other,
             uid: self.uid.or(other.uid),
             gid: self.gid.or(other.gid),

@@ -2,7 +2,7 @@
 
 use super::Args;
 use super::link::Target;
-use super::options::{IdMap, KernelFlags, Pull, Settings};
+use super::options::{IdMap, KernelFlags, Offline, Pull, Settings};
 use super::source::Source;
 use crate::cli::control::private_directory;
 use crate::cli::serve::check_store_name;
@@ -132,6 +132,16 @@ impl Plan {
         Target::find(self)
     }
 
+    /// Where ssh is run, also later: options of it may name files relative to this. Not below the mount point, where it
+    /// would wait for the mount.
+    pub fn run_in(&self) -> Option<PathBuf> {
+        let here = std::env::current_dir().ok()?;
+        Some(match here.starts_with(&self.mountpoint) {
+            true => PathBuf::from("/"),
+            false => here,
+        })
+    }
+
     /// For the replica.
     ///
     /// # Errors
@@ -142,6 +152,7 @@ impl Plan {
         Ok(ReplicaOptions {
             read_only: settings.read_only,
             immutable: settings.immutable,
+            keep_names: settings.keep_names || settings.immutable,
             subtree: match &self.source {
                 Source::Server { subtree, .. } => subtree.clone(),
                 Source::Ssh { .. } | Source::Store(_) => RelPath::root(),
@@ -161,6 +172,7 @@ impl Plan {
             learn: !settings.no_learn,
             push_interval: settings.push_interval.unwrap_or(default.push_interval),
             soft: settings.soft,
+            serve_offline: settings.offline == Some(Offline::Serve),
             compress: !settings.no_compress,
             dirty_bytes_max: default.dirty_bytes_max,
         })

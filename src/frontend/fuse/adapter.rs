@@ -1,27 +1,25 @@
-//! Requests on names and attributes, and how any request is run.
+//! The kernel's requests, and the answers to those on names and attributes.
 
 use super::convert::{self, errno};
-use super::data::{self, Listing, Rest};
+use super::data::{self, Listing};
+use super::locks::Asked;
 use super::reply;
-use crate::node::replica::{HandleNo, NodeNo, Replica};
-use crate::wire::{Caller, Make, SetAttr};
+use super::run::{Adapter, caller};
+use crate::node::replica::{HandleNo, NodeNo};
+use crate::wire::{Make, SetAttr};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
-use tokio::runtime::Handle;
 
 /// The most bytes of one READ or WRITE.
 const TRANSFER_BYTES_MAX: u32 = 1 << 20;
@@ -33,8 +31,10 @@ const LINK_BYTES_MAX: usize = 4095;
 /// Capabilities of the kernel that are wanted; each where there is one.
 ///
 /// Not among them: the write-back cache (the kernel would own size and times), the killing of set-uid bits
-/// (the kernel asks for it by SETATTR), locks (they hold on this machine).
-const CAPABILITIES: [InitFlags; 7] = [
+/// (the kernel asks for it by SETATTR).
+const CAPABILITIES: [InitFlags; 9] = [
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
@@ -43,85 +43,6 @@ const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
 ];
-
-/// Answers the kernel's requests.
-pub(super) struct Adapter {
-    pub(super) replica: Arc<Replica>,
-    runtime: Handle,
-    /// Process number of [`super::Helper`].
-    helper: u32,
-    /// Copies may be lent to the kernel.
-    pub(super) lends: bool,
-    /// What did not fit into the answer before, of each directory being read.
-    pub(super) rests: Arc<Mutex<HashMap<HandleNo, Rest>>>,
-}
-
-impl Adapter {
-    pub(super) fn new(replica: Arc<Replica>, runtime: Handle, helper: u32) -> Adapter {
-        Adapter {
-            replica,
-            runtime,
-            helper,
-            lends: false,
-            rests: Arc::default(),
-        }
-    }
-
-    /// Runs `work` here as far as it goes without waiting, and the rest of it, if any, as a task.
-    pub(super) fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut work = Box::pin(work);
-        let inside = self.runtime.enter();
-        let polled = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        drop(inside);
-        if polled.is_pending() {
-            self.runtime.spawn(work);
-        }
-    }
-
-    /// Whether it is the helper that asks, which opens files only to have them written back.
-    pub(super) fn is_helper(&self, request: &Request) -> bool {
-        request.pid() == self.helper
-    }
-
-    fn make(
-        &self,
-        request: &Request,
-        dir: INodeNo,
-        name: &OsStr,
-        make: Make,
-        mode: u32,
-        reply: ReplyEntry,
-    ) {
-        let name = match convert::name(name) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno(error)),
-        };
-        let (replica, by) = (Arc::clone(&self.replica), caller(request));
-        let mode = convert::permissions(mode);
-        self.run(async move {
-            let made = replica.make(NodeNo(dir.0), &name, make, mode, by).await;
-            reply::entry(reply, made);
-        });
-    }
-
-    fn remove(&self, dir: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
-        let name = match convert::name(name) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno(error)),
-        };
-        let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            reply::empty(reply, replica.remove(NodeNo(dir.0), &name, directory).await);
-        });
-    }
-}
-
-pub(super) fn caller(request: &Request) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-    }
-}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -137,6 +58,9 @@ impl Filesystem for Adapter {
             let _ = config.set_max_readahead(allowed);
         }
         let _ = config.set_max_background(BACKGROUND_MAX);
+        if self.replica.keeps_names() {
+            self.names.keep(config.kernel_abi());
+        }
         let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())
     }
@@ -150,11 +74,14 @@ impl Filesystem for Adapter {
         if self.is_helper(request)
             && let Some(entry) = self.replica.lookup_known(NodeNo(dir.0), &name)
         {
-            return reply::entry(reply, Ok(entry));
+            return reply::entry(reply, &self.names, Ok(entry));
         }
-        let replica = Arc::clone(&self.replica);
+        let (replica, names) = (Arc::clone(&self.replica), Arc::clone(&self.names));
         self.run(async move {
-            reply::entry(reply, replica.lookup(NodeNo(dir.0), &name).await);
+            match replica.lookup(NodeNo(dir.0), &name).await {
+                Err(Errno::NOENT) => reply::absent(reply, &names, replica.absent_ttl()),
+                found => reply::entry(reply, &names, found),
+            }
         });
     }
 
@@ -206,6 +133,7 @@ impl Filesystem for Adapter {
         };
         let (replica, by) = (Arc::clone(&self.replica), caller(request));
         let handle = handle.map(|handle| HandleNo(handle.0));
+        self.locking(NodeNo(node.0));
         self.run(async move {
             let entry = replica.set_attr(NodeNo(node.0), handle, set, by).await;
             reply::attr(reply, entry);
@@ -291,6 +219,8 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let (from_dir, to_dir) = (NodeNo(from_dir.0), NodeNo(to_dir.0));
+        self.locking(from_dir);
+        self.locking(to_dir);
         let replica = Arc::clone(&self.replica);
         self.run(async move {
             let result = replica.rename(from_dir, &from, to_dir, &to, mode).await;
@@ -311,9 +241,10 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let replica = Arc::clone(&self.replica);
+        let names = self.locking(NodeNo(dir.0));
         self.run(async move {
             let linked = replica.link(NodeNo(node.0), NodeNo(dir.0), &name).await;
-            reply::entry(reply, linked);
+            reply::entry(reply, &names, linked);
         });
     }
 
@@ -374,6 +305,7 @@ impl Filesystem for Adapter {
         };
         let replica = Arc::clone(&self.replica);
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        self.locking(NodeNo(node.0));
         self.run(async move {
             let set = replica.set_xattr(NodeNo(node.0), &name, &value, mode).await;
             reply::empty(reply, set);
@@ -382,6 +314,7 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
+        self.locking(NodeNo(node.0));
         self.run(async move {
             reply::empty(reply, replica.remove_xattr(NodeNo(node.0), &name).await);
         });
@@ -403,14 +336,15 @@ impl Filesystem for Adapter {
         };
         let (replica, by) = (Arc::clone(&self.replica), caller(request));
         let (mode, exclusive) = (convert::permissions(mode), flags & libc::O_EXCL != 0);
+        self.locking(NodeNo(dir.0));
         self.run(async move {
             match replica
                 .create(NodeNo(dir.0), &name, mode, exclusive, by)
                 .await
             {
                 Ok((entry, handle)) => reply.created(
-                    // Stands for the name as well, so it cannot be the attributes'.
-                    &reply::NAME_TTL,
+                    // Stands for the attributes as well, which an inode that is new is not to keep.
+                    &Duration::ZERO,
                     &convert::file_attr(&entry),
                     Generation(entry.generation),
                     FileHandle(handle.0),
@@ -460,11 +394,63 @@ impl Filesystem for Adapter {
         _request: &Request,
         _node: INodeNo,
         handle: FileHandle,
-        _lock_owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply::empty(reply, replica.flush(HandleNo(handle.0)).await) });
+        let handle = HandleNo(handle.0);
+        self.run(async move {
+            reply::empty(reply, replica.flush_and_unlock(handle, owner.0).await);
+        });
+    }
+
+    fn getlk(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        last: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let handle = HandleNo(handle.0);
+        let asked = Asked {
+            handle,
+            owner,
+            start,
+            last,
+            kind,
+            pid,
+        };
+        self.get_lock(asked, reply);
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        last: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
+        reply: ReplyEmpty,
+    ) {
+        let handle = HandleNo(handle.0);
+        let asked = Asked {
+            handle,
+            owner,
+            start,
+            last,
+            kind,
+            pid,
+        };
+        self.set_lock(request, asked, wait, reply);
     }
 
     fn release(
@@ -509,18 +495,23 @@ impl Filesystem for Adapter {
         cursor: u64,
         reply: ReplyDirectory,
     ) {
+        self.names.asked_by(HandleNo(handle.0));
         self.read_directory(HandleNo(handle.0), cursor, Listing::Names(reply));
     }
 
     fn readdirplus(
         &self,
         _request: &Request,
-        _dir: INodeNo,
+        dir: INodeNo,
         handle: FileHandle,
         cursor: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.read_directory(HandleNo(handle.0), cursor, Listing::Attributes(reply));
+        let handle = HandleNo(handle.0);
+        self.names.asked_by(handle);
+        self.names.listing(handle, NodeNo(dir.0));
+        let listing = Listing::Attributes(reply, Arc::clone(&self.names));
+        self.read_directory(handle, cursor, listing);
     }
 
     fn releasedir(
@@ -543,6 +534,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let replica = Arc::clone(&self.replica);
+        self.locking(NodeNo(dir.0));
         self.run(async move { reply::empty(reply, replica.sync_dir(NodeNo(dir.0)).await) });
     }
 

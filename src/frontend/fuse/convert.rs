@@ -49,6 +49,27 @@ pub(super) fn file_attr(entry: &Entry) -> FileAttr {
     }
 }
 
+/// Of a name that there is not: the number 0 says so, and nothing else is looked at.
+pub(super) fn no_attr() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
 /// A name of an entry. The kernel asks for none that is empty, a dot or two, or has a slash in it.
 pub(super) fn name(name: &OsStr) -> Result<Name, Errno> {
     Name::from_os(name).ok_or(Errno::NAMETOOLONG)
@@ -72,6 +93,9 @@ fn asked_time(time: SystemTime) -> Time {
         },
     }
 }
+
+/// The last byte that a file can have, as the kernel has it.
+pub(super) const OFFSET_MAX: u64 = i64::MAX as u64;
 
 /// What `mknod(2)` makes.
 pub(super) fn make(mode: u32, rdev: u32) -> Result<Make, Errno> {

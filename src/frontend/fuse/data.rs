@@ -1,8 +1,9 @@
 //! Requests on open files and directories.
 
-use super::adapter::Adapter;
 use super::convert::{self, errno};
+use super::names::Names;
 use super::reply;
+use super::run::Adapter;
 use crate::node::replica::{Backing, DirItem, Entry, HandleNo, NodeNo, Replica};
 use crate::units::ByteRange;
 use fuser::{
@@ -12,6 +13,7 @@ use fuser::{
 };
 use rustix::io::{Errno, Result};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the helper process gets for a file. It is never read from, nor written to.
 const HELPER_HANDLE: FileHandle = FileHandle(u64::MAX);
@@ -32,19 +34,19 @@ pub(super) enum Listing {
     /// READDIR: names and kinds.
     Names(ReplyDirectory),
     /// READDIRPLUS: attributes too, as if each entry had been looked up.
-    Attributes(ReplyDirectoryPlus),
+    Attributes(ReplyDirectoryPlus, Arc<Names>),
 }
 
 impl Listing {
     /// False where there is no room for it any more. A node that is gone is left out.
-    async fn add(&mut self, replica: &Replica, item: &DirItem) -> Result<bool> {
+    async fn add(&mut self, replica: &Replica, item: &DirItem, current: bool) -> Result<bool> {
         match self {
             Listing::Names(reply) => {
                 let node = INodeNo(item.entry.node.0);
                 let kind = convert::file_type(item.entry.attr.kind);
                 Ok(!reply.add(node, item.cursor, kind, &item.name))
             }
-            Listing::Attributes(reply) => {
+            Listing::Attributes(reply, names) => {
                 // Those of when it was listed may be older than a store that has ended since, and the
                 // kernel would cut its pages to the size it is told.
                 let entry = match replica.cached_entry(item.entry.node) {
@@ -52,7 +54,12 @@ impl Listing {
                     None => replica.get_attr(item.entry.node).await,
                 };
                 match entry {
-                    Ok(entry) => Ok(add_entry(reply, replica, item, &entry)),
+                    Ok(mut entry) => {
+                        if !current {
+                            entry.ttl = Duration::ZERO;
+                        }
+                        Ok(add_entry(reply, names, replica, item, &entry))
+                    }
                     Err(Errno::NOENT | Errno::STALE) => Ok(true),
                     Err(error) => Err(error),
                 }
@@ -63,14 +70,14 @@ impl Listing {
     fn ok(self) {
         match self {
             Listing::Names(reply) => reply.ok(),
-            Listing::Attributes(reply) => reply.ok(),
+            Listing::Attributes(reply, _) => reply.ok(),
         }
     }
 
     fn error(self, error: Errno) {
         match self {
             Listing::Names(reply) => reply.error(errno(error)),
-            Listing::Attributes(reply) => reply.error(errno(error)),
+            Listing::Attributes(reply, _) => reply.error(errno(error)),
         }
     }
 }
@@ -78,13 +85,14 @@ impl Listing {
 /// Adds an entry with attributes. False where there is no room for it any more.
 fn add_entry(
     reply: &mut ReplyDirectoryPlus,
+    names: &Names,
     replica: &Replica,
     item: &DirItem,
     entry: &Entry,
 ) -> bool {
     let (node, attr) = (INodeNo(entry.node.0), convert::file_attr(entry));
-    // One time for name and attributes, so the shorter one.
-    let ttl = reply::NAME_TTL.min(entry.ttl);
+    // One time for name and attributes.
+    let ttl = names.ttl(entry.ttl);
     let generation = Generation(entry.generation);
     let full = reply.add(node, item.cursor, &item.name, &ttl, &attr, generation);
     if !full && item.name != "." && item.name != ".." {
@@ -103,12 +111,12 @@ impl Adapter {
     ) {
         let mode = flags.acc_mode();
         let (read, write) = (mode != OpenAccMode::O_WRONLY, mode != OpenAccMode::O_RDONLY);
-        let mut opened = FopenFlags::empty();
-        // Nothing is written through a descriptor that cannot write: closing it need not push.
-        opened.set(FopenFlags::FOPEN_NOFLUSH, !write);
         if self.is_helper(request) && !write {
-            return reply.opened(HELPER_HANDLE, opened | FopenFlags::FOPEN_KEEP_CACHE);
+            let opened = FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE;
+            return reply.opened(HELPER_HANDLE, opened);
         }
+        // Also what cannot be written through is flushed when it is closed: its locks end then.
+        let mut opened = FopenFlags::empty();
         let (replica, lends) = (Arc::clone(&self.replica), self.lends);
         self.run(async move {
             match replica.open(node, read, write).await {
@@ -249,6 +257,7 @@ impl Adapter {
     }
 
     pub(super) fn close_directory(&self, handle: HandleNo, reply: ReplyEmpty) {
+        self.names.asked_by(handle);
         self.rests.lock().remove(&handle);
         self.replica.close_dir(handle);
         reply.ok();
@@ -334,8 +343,11 @@ async fn fill(
 ) -> Option<Rest> {
     let mut any = false;
     loop {
+        // What was listed before a name changed may be handed out after: the kernel has been told of the change
+        // by then, and would keep the name as it was.
+        let current = !rest.items.as_slice().is_empty() && replica.is_current(handle).await;
         while let Some(item) = rest.items.as_slice().first() {
-            match reply.add(replica, item).await {
+            match reply.add(replica, item, current).await {
                 Ok(true) => {}
                 Ok(false) => {
                     reply.ok();

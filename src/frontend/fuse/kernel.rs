@@ -1,6 +1,7 @@
 //! What is said to the kernel unasked: what of its cache is stale, and what it may keep.
 
 use super::helper::Helper;
+use super::names::Names;
 use crate::node::replica::{KernelCache, NodeNo};
 use crate::units::ByteRange;
 use crate::wire::RelPath;
@@ -12,11 +13,16 @@ use std::sync::Arc;
 pub(super) struct FuseKernel {
     notifier: Notifier,
     helper: Arc<Helper>,
+    names: Arc<Names>,
 }
 
 impl FuseKernel {
-    pub(super) fn new(notifier: Notifier, helper: Arc<Helper>) -> FuseKernel {
-        FuseKernel { notifier, helper }
+    pub(super) fn new(notifier: Notifier, helper: Arc<Helper>, names: Arc<Names>) -> FuseKernel {
+        FuseKernel {
+            notifier,
+            helper,
+            names,
+        }
     }
 }
 
@@ -29,9 +35,17 @@ fn note(what: &str, node: NodeNo, result: io::Result<()>) {
 
 impl KernelCache for FuseKernel {
     fn drop_attributes(&self, node: NodeNo) {
+        self.names.settle();
         // A negative offset: attributes alone.
         let result = self.notifier.inval_inode(INodeNo(node.0), -1, 0);
         note("dropping attributes", node, result);
+    }
+
+    fn drop_names(&self) {
+        self.names.settle();
+        if let Err(why) = self.names.take_back() {
+            tracing::debug!("dropping names: {why}");
+        }
     }
 
     fn drop_pages(&self, node: NodeNo, range: ByteRange) {
@@ -45,6 +59,7 @@ impl KernelCache for FuseKernel {
             // There are no pages that far out.
             (Err(_), _) => return self.drop_attributes(node),
         };
+        self.names.settle();
         let result = self.notifier.inval_inode(INodeNo(node.0), offset, len);
         note("dropping pages", node, result);
     }

@@ -12,16 +12,18 @@
 //! rest of it becomes a task. What the pages for a read are present for costs no allocation and no hop.
 //!
 //! The kernel keeps attributes for as long as the replica says, pages until it is told to drop them, and
-//! names not at all: each use of a name is a LOOKUP, answered from the replica's coherent copy. So
-//! there is never a name to take back from the kernel, which would need the lock on a directory that a
-//! request on it may be holding.
+//! names not at all unless asked to: each use of a name is a LOOKUP, answered from the replica's coherent copy. So
+//! there is no name to take back from the kernel: see `names` for why.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `adapter` | the requests on names and attributes, and how any request is run |
+//! | `run` | how a request is run |
+//! | `adapter` | the kernel's requests; those on names and attributes |
 //! | `data` | the requests on open files and directories |
+//! | `locks` | the requests on locks, and signals to those who wait |
 //! | `convert`, `reply` | the kernel's words and ours; outcomes as answers |
 //! | `kernel` | what is said to the kernel unasked |
+//! | `names` | what the kernel may keep of names |
 //! | `helper` | the process beside this one: writing back mapped pages, giving up |
 //! | `mount` | `mount(2)`, `fusermount3` |
 //! | `mounts` | reading `/proc/self/mountinfo` |
@@ -31,17 +33,21 @@ mod convert;
 mod data;
 mod helper;
 mod kernel;
+mod locks;
 mod mount;
 pub mod mounts;
+mod names;
 mod reply;
+mod run;
 
 pub use helper::{HELPER_NAME, Helper, Rest, help};
 pub use mount::{Mounting, remount, unmount};
 
 use crate::node::replica::Replica;
-use adapter::Adapter;
 use kernel::FuseKernel;
 use mounts::Device;
+use names::Names;
+use run::Adapter;
 use std::io;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -118,11 +124,23 @@ fn start(
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(cores.clamp(2, 4));
     config.clone_fd = mount::can_open_device();
-    let adapter = Adapter::new(Arc::clone(replica), runtime.clone(), helper.pid());
+    let (names, probes) = Names::new(fd.try_clone()?);
+    let names = Arc::new(names);
+    let adapter = Adapter::new(
+        Arc::clone(replica),
+        runtime.clone(),
+        helper.pid(),
+        names.clone(),
+    );
     // The kernel itself refuses other users; the library's own check would also refuse what they do
     // with a file that was handed to them open.
     let session = fuser::Session::from_fd(adapter, fd, fuser::SessionACL::All, config)?;
-    replica.set_kernel(Arc::new(FuseKernel::new(session.notifier(), helper)))?;
+    let (notifier, known) = (session.notifier(), Arc::downgrade(&names));
+    std::thread::Builder::new()
+        .name("memfs-names".into())
+        .spawn(move || probes.run(&known, &notifier))?;
+    let kernel = FuseKernel::new(session.notifier(), helper, names);
+    replica.set_kernel(Arc::new(kernel))?;
     raise_read_ahead(device);
 
     let (tell, ended) = oneshot::channel();

@@ -1,13 +1,11 @@
 //! Outcomes as answers to the kernel.
 
 use super::convert::{self, errno};
+use super::names::Names;
 use crate::node::replica::Entry;
 use fuser::{Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
 use rustix::io::{Errno, Result};
 use std::time::Duration;
-
-/// Names are looked up at each use: see the module above.
-pub(super) const NAME_TTL: Duration = Duration::ZERO;
 
 pub(super) fn empty(reply: ReplyEmpty, result: Result<()>) {
     match result {
@@ -16,16 +14,25 @@ pub(super) fn empty(reply: ReplyEmpty, result: Result<()>) {
     }
 }
 
-pub(super) fn entry(reply: ReplyEntry, result: Result<Entry>) {
+pub(super) fn entry(reply: ReplyEntry, names: &Names, result: Result<Entry>) {
     match result {
         Ok(entry) => reply.entry_with_ttls(
             &entry.ttl,
-            &NAME_TTL,
+            &names.ttl(entry.name_ttl),
             &convert::file_attr(&entry),
             Generation(entry.generation),
         ),
         Err(error) => reply.error(errno(error)),
     }
+}
+
+/// There is no such name, and for so long the kernel may keep that.
+pub(super) fn absent(reply: ReplyEntry, names: &Names, ttl: Duration) {
+    let ttl = names.ttl(ttl);
+    if ttl.is_zero() {
+        return reply.error(errno(Errno::NOENT));
+    }
+    reply.entry_with_ttls(&Duration::ZERO, &ttl, &convert::no_attr(), Generation(0));
 }
 
 pub(super) fn attr(reply: ReplyAttr, result: Result<Entry>) {

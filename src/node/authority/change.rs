@@ -177,7 +177,7 @@ impl Attached {
             Err(errno) => return self.refuse(errno),
         };
         let file = &handle.file;
-        let synced = self.service.blocking(|| file.sync(data_only)).await;
+        let synced = self.blocking(|| file.sync(data_only)).await;
         let coherence = &self.service.coherence;
         let at = coherence.subscribe_first(self.session.client, handle.node.id);
         let answer = synced.and_then(|()| file.attr());
@@ -186,7 +186,7 @@ impl Attached {
 
     async fn sync_dir(&self, dir: &Node) -> Reply {
         let at = self.service.coherence.mark().at;
-        let synced = self.service.blocking(|| self.store().sync_dir(dir)).await;
+        let synced = self.blocking(|| self.store().sync_dir(dir)).await;
         reply(at, synced.map(|()| Answer::Done))
     }
 
@@ -235,8 +235,8 @@ impl Attached {
             (counted, changed.and_then(|changed| Ok((changed, after?))))
         };
         let (counted, answer) = match cost {
-            Cost::Brief => service.brief(calls).await,
-            Cost::Long => service.blocking(calls).await,
+            Cost::Brief => self.brief(calls).await,
+            Cost::Long => self.blocking(calls).await,
         };
         drop(turn);
         (counted.settled().await, answer)

@@ -230,6 +230,19 @@ impl Coherence {
         renewed
     }
 
+    /// Whether a client need not be waited for, as its lease has run out. It is told so when it comes again.
+    pub fn has_lapsed(&self, client: ClientId) -> bool {
+        let mut state = self.state.lock();
+        let lapsed = state.core.handle_wanted(Instant::now(), client);
+        self.carry_out(&mut state);
+        lapsed
+    }
+
+    /// Until when a client's lease lasts, unless it is renewed.
+    pub fn lease_end(&self, client: ClientId) -> Option<Instant> {
+        self.state.lock().core.lease_end(client)
+    }
+
     /// A client has taken a change in.
     pub fn taken(&self, client: ClientId, change: u64) {
         let mut state = self.state.lock();

@@ -3,17 +3,18 @@
 use super::coherence::Coherence;
 use super::outbox::{End, Outbox};
 use super::session::{Attachment, Session};
+use super::shares::Share;
 use super::{
     CLOSE_BUSY, CLOSE_DONE, CLOSE_EXPIRED, CLOSE_PROTOCOL, GREETING_MAX, PRIORITY_EVENTS,
     REFUSAL_MAX, Service, request,
 };
 use crate::store::{Errno, Store};
-use crate::transport::PublicKey;
 use crate::transport::stream::{self, StreamError};
+use crate::transport::{Grant, PublicKey};
 use crate::wire::{Hello, HelloReply, Refusal, ReplicaEvent, Version, Welcome};
 use quinn::{Connection, RecvStream, SendStream};
 use std::sync::Arc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// A connection that was let in, as its requests see it.
 pub(super) struct Attached {
@@ -27,6 +28,21 @@ pub(super) struct Attached {
 }
 
 impl Attached {
+    /// Runs calls to the store that are short if what they need is in memory: see [`Service::in_place`].
+    pub async fn brief<R>(&self, calls: impl FnOnce() -> R) -> R {
+        match self.service.in_place() {
+            Some(_in_place) => calls(),
+            None => self.blocking(calls).await,
+        }
+    }
+
+    /// See [`Service::blocking`]. Those of other keys do not wait for all that this one asks for.
+    pub async fn blocking<R>(&self, calls: impl FnOnce() -> R) -> R {
+        // Never closed.
+        let _share = self.session.share.calls.acquire().await;
+        self.service.blocking(calls).await
+    }
+
     pub fn store(&self) -> &dyn Store {
         &*self.session.tree.store
     }
@@ -61,13 +77,23 @@ impl From<quinn::ConnectionError> for Ended {
 }
 
 /// Serves a connection until it ends, and then keeps its session for a while.
-pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: PublicKey) {
+pub(super) async fn serve(
+    service: Arc<Service>,
+    connection: Connection,
+    key: PublicKey,
+    grant: Grant,
+) {
     let peer = key.fingerprint();
-    let Ok(greeting) = service.greetings.try_acquire() else {
+    let share = service.shares.of(key);
+    let Some(greeting) = share.greeting() else {
         connection.close(CLOSE_BUSY, b"too many connections wait to be let in");
         return;
     };
-    let greeted = timeout(GREETING_MAX, greet(&service, &connection, key)).await;
+    let greeted = timeout(
+        GREETING_MAX,
+        greet(&service, &connection, (key, share), &grant),
+    )
+    .await;
     drop(greeting);
     let greeted = match greeted {
         Ok(Ok(Some(greeted))) => greeted,
@@ -81,7 +107,7 @@ pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: Pu
     let attached = Arc::new(Attached {
         service: service.clone(),
         session: attachment.session.clone(),
-        read_only: service.options.read_only || greeted.read_only,
+        read_only: greeted.welcome.read_only || greeted.read_only,
         connection: connection.clone(),
         peer: peer.clone(),
     });
@@ -101,6 +127,8 @@ pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: Pu
         Ended::Expired => {
             tracing::warn!(%peer, ?client, "a replica has not taken in changes within its lease");
             connection.close(CLOSE_EXPIRED, b"the lease has run out");
+            // It would begin anew: nothing that it had open is of use to it any more.
+            service.sessions.let_go(&attachment);
         }
         Ended::Breach(what) => breach(&connection, &peer, &what),
         Ended::Lost(why) => {
@@ -109,9 +137,10 @@ pub(super) async fn serve(service: Arc<Service>, connection: Connection, key: Pu
         }
     }
     // Nothing of it is to be kept from being dropped while the session waits for its replica.
-    drop(attached);
+    drop((attached, connection));
+    let come_again = attachment.session.come_again();
     if service.sessions.detach(&attachment, &service.coherence) {
-        sleep(service.options.linger).await;
+        let _ = timeout(service.options.linger, come_again).await;
         service.sessions.end(&attachment, &service.coherence);
     }
 }
@@ -135,13 +164,14 @@ struct Greeted {
 async fn greet(
     service: &Service,
     connection: &Connection,
-    key: PublicKey,
+    (key, share): (PublicKey, Arc<Share>),
+    grant: &Grant,
 ) -> Result<Option<Greeted>, Ended> {
     let (mut send, mut receive) = connection.accept_bi().await?;
     let Some(hello) = stream::receive::<Hello>(&mut receive).await? else {
         return Err(Ended::Breach("a control stream without a hello".into()));
     };
-    let refusal = match let_in(service, connection, key, &hello).await {
+    let refusal = match let_in(service, connection, (key, share, grant), &hello).await {
         Ok((attachment, welcome)) => {
             return Ok(Some(Greeted {
                 attachment,
@@ -168,7 +198,7 @@ async fn greet(
 async fn let_in(
     service: &Service,
     connection: &Connection,
-    key: PublicKey,
+    (key, share, grant): (PublicKey, Arc<Share>, &Grant),
     hello: &Hello,
 ) -> Result<(Attachment, Welcome), Refusal> {
     let none = Refusal::Version {
@@ -176,6 +206,12 @@ async fn let_in(
         newest: Version::NEWEST as u16,
     };
     let version = Version::negotiate(hello.oldest, hello.newest).ok_or(none)?;
+    // From here on as if it had asked for the part that its key is let in for.
+    let too_long = Refusal::Subtree(Errno::NAMETOOLONG.raw_os_error());
+    let hello = &Hello {
+        subtree: grant.subtree.join_path(&hello.subtree).ok_or(too_long)?,
+        ..hello.clone()
+    };
     let known = service.sessions.tree(hello);
     let found = service.blocking(|| {
         let tree = known.map_or_else(|| service.trees.get(&hello.subtree), Ok)?;
@@ -187,16 +223,17 @@ async fn let_in(
         .map_err(|errno: Errno| Refusal::Subtree(errno.raw_os_error()))?;
     let capabilities = tree.store.capabilities();
     service.coherence.overdue(hello.client).await;
-    let attachment = service
-        .sessions
-        .attach(hello, key, tree, connection, &service.coherence)?;
+    let attachment =
+        service
+            .sessions
+            .attach(hello, (key, share), tree, connection, &service.coherence)?;
     service.blocking(|| service.note_leases()).await;
     let welcome = Welcome {
         version: version as u16,
         boot: service.boot,
         resumed: attachment.resumed,
         lease_ms: u32::try_from(service.options.lease.as_millis()).unwrap_or(u32::MAX),
-        read_only: service.options.read_only,
+        read_only: service.options.read_only || grant.read_only,
         server: service.user,
         root,
         capabilities,

@@ -43,11 +43,15 @@ impl Attached {
     }
 
     async fn hash(&self, handle: Arc<Handle>, extents: &[Extent], unit: u32) -> Result<Answer> {
-        let size = self.service.brief(|| handle.file.attr()).await?.size;
+        let size = self.brief(|| handle.file.attr()).await?.size;
         let mut hasher = Hasher::new(handle, extents, unit as usize, size);
         while !hasher.left.is_empty() {
+            // Nobody works for who is gone.
+            if self.connection.close_reason().is_some() {
+                return Err(Errno::CANCELED);
+            }
             let _share = self.service.hashing.acquire().await;
-            self.service.blocking(|| hasher.slice()).await?;
+            self.blocking(|| hasher.slice()).await?;
         }
         let hashes = hasher.hashes;
         Ok(Answer::Hashed { size, hashes })

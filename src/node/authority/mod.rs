@@ -18,7 +18,9 @@
 //! | `outbox` | what is to be told to a connected replica |
 //! | `coherence` | the core under its lock: who is told of what, and who waits for whom |
 //! | `request` | one request stream: receiving it, applying it once, its reply |
+//! | `shares` | what one key may take of what there is for all |
 //! | `replies` | answers kept for requests that may come again |
+//! | `locks` | who has locked what, and who waits for it |
 //! | `orders` | in which order files are touched |
 //! | `read`, `pull`, `hashes` | requests that change nothing |
 //! | `change`, `names`, `push` | requests that change something |
@@ -36,6 +38,7 @@ mod connection;
 mod hashes;
 mod known;
 mod leases;
+mod locks;
 mod names;
 mod notice;
 mod orders;
@@ -46,6 +49,7 @@ mod read;
 mod replies;
 mod request;
 mod session;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -58,11 +62,13 @@ use buffers::Buffers;
 use coherence::Coherence;
 use known::{Known, Nodes};
 use leases::Leases;
+use locks::LockTable;
 use notice::Notices;
 use orders::Orders;
 use parking_lot::Mutex;
 use quinn::VarInt;
 use session::Sessions;
+use shares::Shares;
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,18 +80,20 @@ use tree::Trees;
 
 /// Sessions at one time.
 const CLIENTS_MAX: usize = 1024;
-/// Connections at one time that have not been let in.
-const GREETINGS_MAX: usize = 256;
-/// Open files of a session.
+/// Open files of a session; `shares` may allow fewer.
 const HANDLES_MAX: usize = 65_536;
 /// Directories a session has watched.
 const OBSERVED_MAX: usize = 65_536;
 /// Requests of a session that are worked at, over all of its connections.
 const REQUESTS_RUNNING_MAX: usize = 4096;
-/// Bytes of pushes of a session that are being received.
-const PUSH_ROOM_BYTES: usize = 64 << 20;
-/// Bytes read for pulls of a session and not yet taken by its connection, for each priority.
-const PULL_ROOM_BYTES: usize = 32 << 20;
+/// A request of at most so many bytes needs no room of its own.
+const REQUEST_BYTES_FREE: usize = 8 << 10;
+/// Bytes of the longer requests of a session that are worked at.
+const REQUEST_ROOM_BYTES: usize = 16 << 20;
+/// Answers of a session at one time that may be as long as a message can be.
+const LONG_REPLIES_MAX: usize = 32;
+/// Answers of a session at one time that bring hashes.
+const HASH_REPLIES_MAX: usize = 128;
 /// Calls to the store that may take long, at one time.
 const CALLS_MAX: usize = 256;
 /// Reading or writing more bytes than this may take long.
@@ -180,8 +188,8 @@ pub async fn serve(listener: Arc<Listener>, store: Arc<dyn Store>, options: Auth
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Some((connection, key)) => {
-                    tasks.spawn(connection::serve(service.clone(), connection, key));
+                Some((connection, key, grant)) => {
+                    tasks.spawn(connection::serve(service.clone(), connection, key, grant));
                 }
                 None => break,
             },
@@ -207,13 +215,13 @@ struct Service {
     nodes: Nodes,
     sessions: Sessions,
     coherence: Coherence,
+    locks: Arc<LockTable>,
     /// `None` where the next run is not to know.
     leases: Mutex<Option<Leases>>,
     orders: Orders,
     /// For batches of pulls.
     buffers: Arc<Buffers>,
-    /// One permit a connection that has not been let in.
-    greetings: Semaphore,
+    shares: Shares,
     /// One permit a call to the store that may take long.
     calls: Semaphore,
     /// One permit a slice that is hashed.
@@ -230,6 +238,8 @@ impl Service {
         options.linger = options.linger.max(options.lease);
         let notices = Arc::new(Notices::default());
         let coherence = Coherence::new(options.lease);
+        // With one replica, nobody else can have had its locks in the meantime.
+        let locks = Arc::new(LockTable::new(options.once.is_some()));
         let leases = options.leases.as_deref().map(|path| {
             let (leases, granted) = Leases::open(path, options.lease);
             if let Some(granted) = granted {
@@ -237,6 +247,7 @@ impl Service {
                     replicas = granted.clients.len(),
                     "an earlier run has granted leases"
                 );
+                locks.hold_until(granted.until, &granted.clients);
                 coherence.hold_until(granted.until, granted.clients);
             }
             leases
@@ -252,12 +263,13 @@ impl Service {
             trees: Trees::new(store, notices.clone()),
             notices,
             nodes: Nodes::default(),
-            sessions: Sessions::new(options.once.is_some()),
+            sessions: Sessions::new(options.once.is_some(), locks.clone()),
+            locks,
             coherence,
             leases: Mutex::new(leases),
             orders: Orders::new(options.learn, options.orders.take()),
             buffers: Buffers::new(pull::BATCH_BYTES as usize),
-            greetings: Semaphore::new(GREETINGS_MAX),
+            shares: Shares::new(),
             calls: Semaphore::new(CALLS_MAX),
             hashing: Semaphore::new(half_the_processors()),
             threads: flavor == tokio::runtime::RuntimeFlavor::MultiThread,
@@ -266,17 +278,12 @@ impl Service {
         }
     }
 
-    /// Runs calls to the store that are short if what they need is in memory, as it mostly is. They are
-    /// made in place, since handing this thread's other work to another thread costs more than they
-    /// do; but never on two threads at once, so that a store that hangs stops no more than one.
-    async fn brief<R>(&self, calls: impl FnOnce() -> R) -> R {
-        if self.in_place.swap(true, Ordering::Acquire) {
-            return self.blocking(calls).await;
-        }
-        // Should they panic, all calls go the long way from then on.
-        let result = calls();
-        self.in_place.store(false, Ordering::Release);
-        result
+    /// The right to make calls to the store in place that are short if what they need is in memory, as it mostly
+    /// is: handing this thread's other work to another thread costs more than they do. Never on two
+    /// threads at once, so that a store that hangs stops no more than one.
+    fn in_place(&self) -> Option<InPlace<'_>> {
+        let taken = self.in_place.swap(true, Ordering::Acquire);
+        (!taken).then_some(InPlace(&self.in_place))
     }
 
     /// Notes who holds leases. Before a replica is let in, and again before the note grows old.
@@ -316,6 +323,15 @@ impl Service {
             known.wrote(None, self.coherence.mark().at);
         }
         known.learn(stamp);
+    }
+}
+
+/// The right to make calls to the store on this thread. Given back when dropped.
+struct InPlace<'a>(&'a AtomicBool);
+
+impl Drop for InPlace<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -173,7 +173,7 @@ impl Attached {
         for (known, _) in &known {
             turns.push(known.turn.lock().await);
         }
-        let (counted, result) = service.brief(|| self.change_dirs(&known, change)).await;
+        let (counted, result) = self.brief(|| self.change_dirs(&known, change)).await;
         drop(turns);
         let moved = counted.moved;
         Outcome {

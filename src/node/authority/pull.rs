@@ -80,8 +80,8 @@ impl Attached {
         let buffers = self.service.buffers.clone();
         let begin = || First::read(handle, buffers, asked.start, asked.end);
         let first = match len <= BRIEF_BYTES {
-            true => self.service.brief(begin).await,
-            false => self.service.blocking(begin).await,
+            true => self.brief(begin).await,
+            false => self.blocking(begin).await,
         };
         let first = match first {
             Ok(first) => first,
@@ -112,7 +112,7 @@ impl Attached {
                 break;
             }
             // It is too late for an errno. The replica asks again, and gets it at the beginning.
-            let read = self.service.blocking(|| reader.batch()).await;
+            let read = self.blocking(|| reader.batch()).await;
             pieces = read.map_err(|errno| StreamError::Link(errno.to_string()))?;
         }
         let _ = send.finish();

@@ -20,13 +20,11 @@ impl Attached {
     pub(super) async fn read(&self, request: ReadRequest) -> Reply {
         let service = &self.service;
         match request {
-            ReadRequest::Lookup { dir, name } => service.brief(|| self.look_up(&dir, &name)).await,
-            ReadRequest::GetAttr { node, handle } => {
-                service.brief(|| self.attr(&node, handle)).await
-            }
+            ReadRequest::Lookup { dir, name } => self.brief(|| self.look_up(&dir, &name)).await,
+            ReadRequest::GetAttr { node, handle } => self.brief(|| self.attr(&node, handle)).await,
             ReadRequest::ReadLink { node } => {
                 let read = || self.store().read_link(&node).map(Answer::Bytes);
-                service.brief(|| self.of_node(&node, read)).await
+                self.brief(|| self.of_node(&node, read)).await
             }
             ReadRequest::ReadDir {
                 dir,
@@ -34,53 +32,54 @@ impl Attached {
                 xattrs,
             } => {
                 let list = || self.list(&dir, cursor, DIR_ENTRIES_MAX, xattrs);
-                service.blocking(list).await
+                self.blocking(list).await
             }
             ReadRequest::Open { node, access } => self.open(&node, access).await,
             // Nobody's copy depends on this.
             ReadRequest::Close { handle } => {
-                let closed = service.brief(|| self.session.close(handle)).await;
+                let closed = self.brief(|| self.session.close(handle)).await;
                 reply(service.coherence.mark().at, closed.map(|()| Answer::Done))
             }
             ReadRequest::Seek {
                 handle,
                 offset,
                 data,
-            } => service.brief(|| self.seek(handle, offset, data)).await,
+            } => self.brief(|| self.seek(handle, offset, data)).await,
             ReadRequest::GetXattr { node, name } => {
                 let read = || {
                     check_xattr_name(&name)?;
                     sendable(self.store().get_xattr(&node, &name)?)
                 };
-                service.brief(|| self.of_node(&node, read)).await
+                self.brief(|| self.of_node(&node, read)).await
             }
             ReadRequest::ListXattr { node } => {
                 let read = || sendable(self.store().list_xattr(&node)?);
-                service.brief(|| self.of_node(&node, read)).await
+                self.brief(|| self.of_node(&node, read)).await
             }
             ReadRequest::StatFs => {
                 let at = service.coherence.mark().at;
-                let found = service.blocking(|| self.store().stat_fs()).await;
+                let found = self.blocking(|| self.store().stat_fs()).await;
                 reply(at, found.map(Answer::StatFs))
             }
             ReadRequest::Only { node, after, by } => self.only(&node, after, by).await,
             ReadRequest::Order { handle } => {
                 let answer =
                     |handle: &Handle| Ok(Answer::Order(service.orders.order(handle.node.id)));
-                service.blocking(|| self.hint(handle, answer)).await
+                self.blocking(|| self.hint(handle, answer)).await
             }
             ReadRequest::Touched { handle, runs } => {
                 let take = |handle: &Handle| service.touched(&*handle.file, &runs);
-                service.blocking(|| self.hint(handle, take)).await
+                self.blocking(|| self.hint(handle, take)).await
             }
             ReadRequest::Hashes {
                 handle,
                 extents,
                 unit,
             } => self.hashes(handle, &extents, unit).await,
-            // Has frames, so it is served elsewhere.
-            ReadRequest::Pull { .. } | ReadRequest::OpenAndPull { .. } => {
-                reply(Tick(0), Err(Errno::INVAL))
+            // Pulls have frames, and a lock may have to wait: these are served elsewhere.
+            other => {
+                let answer = self.about_locks(other);
+                reply(service.coherence.mark().at, answer)
             }
         }
     }
@@ -125,7 +124,7 @@ impl Attached {
             path: RelPath::root(),
         };
         let listed = || self.list(&root, 0, LISTING_ENTRIES_MAX, false);
-        match self.service.blocking(listed).await {
+        match self.blocking(listed).await {
             Reply {
                 at,
                 result: Ok(Answer::Entries(entries)),
@@ -162,7 +161,7 @@ impl Attached {
         if access == Access::Write && self.read_only {
             return self.refuse(Errno::ROFS);
         }
-        let opened = self.service.brief(|| {
+        let opened = self.brief(|| {
             self.session.check_room()?;
             let file = self.store().open(node, access)?;
             let id = file.attr()?.id;
@@ -196,7 +195,7 @@ impl Attached {
         if let Ok(_turn) = node.turn.try_lock() {
             self.service.look(&node, &file.attr()?);
         }
-        self.session.keep(Handle { node, file, access })
+        self.session.keep(node, file, access)
     }
 
     async fn only(&self, node: &Node, after: Tick, by: ClientId) -> Reply {
@@ -204,7 +203,7 @@ impl Attached {
             return self.refuse(Errno::STALE);
         };
         let _turn = known.turn.lock().await;
-        let looked = self.service.brief(|| {
+        let looked = self.brief(|| {
             let attr = self.store().attr(node)?;
             self.service.look(&known, &attr);
             match known.only_by(by, after) {

@@ -6,7 +6,9 @@
 use super::connection::Attached;
 use super::push::Bytes;
 use super::replies::Turn;
-use super::{PRIORITY_BACKGROUND, PRIORITY_REPLIES, REQUEST_REST_MAX, RESET_UNFINISHED};
+use super::{
+    PRIORITY_BACKGROUND, PRIORITY_REPLIES, REQUEST_BYTES_FREE, REQUEST_REST_MAX, RESET_UNFINISHED,
+};
 use crate::region::Tick;
 use crate::store::Errno;
 use crate::transport::stream::{self, StreamError};
@@ -36,12 +38,16 @@ async fn answer(
     send: &mut SendStream,
     receive: &mut RecvStream,
 ) -> Result<(), StreamError> {
-    let Some(request) = in_time(stream::receive(receive)).await? else {
+    let session = &attached.session;
+    let received = stream::receive_within(receive, REQUEST_BYTES_FREE, &session.request_room);
+    let Some((request, _room)) = in_time(received).await? else {
         return Ok(());
     };
     let began = Instant::now();
     tracing::trace!(peer = %attached.peer, ?request);
     let mut priority = PRIORITY_REPLIES;
+    // Held until the answer is taken.
+    let mut _turn = None;
     let reply = match request {
         Request::Read(ReadRequest::Pull {
             handle,
@@ -79,11 +85,13 @@ async fn answer(
             };
             return attached.pull(send, asked).await;
         }
+        Request::Read(request @ ReadRequest::Lock { .. }) => attached.lock(request, receive).await,
         Request::Read(request) => {
             if let ReadRequest::Order { .. } = request {
                 // It may be long, and nobody waits for it.
                 priority = PRIORITY_BACKGROUND;
             }
+            _turn = session.turn(&request).await;
             attached.read(request).await
         }
         Request::Change(sequence, request) => {

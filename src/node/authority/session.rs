@@ -11,37 +11,42 @@
 //!                          └──────────────────── Goodbye ─────────────────────────────────┘
 //! ```
 //!
-//! Lock order: the table of sessions, a session's link, the coherence.
+//! Lock order: the table of sessions, a session's link, the locks, the coherence.
 
 use super::coherence::Coherence;
 use super::known::{Known, Nodes};
+use super::locks::LockTable;
 use super::outbox::Outbox;
 use super::replies::Replies;
+use super::shares::{PARTS_PER_KEY_MAX, SESSIONS_PER_KEY_MAX, Share, Taken, room};
 use super::tree::Tree;
 use super::{CLIENTS_MAX, CLOSE_REPLACED, HANDLES_MAX, OBSERVED_MAX, REQUESTS_RUNNING_MAX};
-use super::{PULL_ROOM_BYTES, PUSH_ROOM_BYTES};
+use super::{HASH_REPLIES_MAX, LONG_REPLIES_MAX, REQUEST_ROOM_BYTES};
 use crate::region::ClientId;
 use crate::store::{Errno, StoreFile};
 use crate::transport::PublicKey;
-use crate::wire::{Access, FileId, HandleId, Hello, Node, Refusal, RelPath};
+use crate::wire::{Access, FileId, HandleId, Hello, Node, ReadRequest, Refusal, RelPath};
 use parking_lot::{Mutex, RwLock};
+use quinn::VarInt;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 /// An open file of a session.
 pub(super) struct Handle {
     pub node: Arc<Known>,
     pub file: Box<dyn StoreFile>,
     pub access: Access,
+    pub _taken: Taken,
 }
 
 /// What is kept for one replica.
 pub(super) struct Session {
     pub client: ClientId,
     key: PublicKey,
+    pub share: Arc<Share>,
     subtree: RelPath,
     pub tree: Arc<Tree>,
     handles: RwLock<HashMap<HandleId, Arc<Handle>>>,
@@ -55,6 +60,13 @@ pub(super) struct Session {
     pub pull_room: [Semaphore; 2],
     /// For who asks for hashes.
     pub hashing: Semaphore,
+    /// One permit a byte of the longer requests.
+    pub request_room: Semaphore,
+    /// One permit an answer that may be long, and one that brings hashes.
+    long_replies: Semaphore,
+    hash_replies: Semaphore,
+    /// It has got another connection.
+    again: Notify,
     link: Mutex<Link>,
 }
 
@@ -70,19 +82,30 @@ struct Link {
 static HANDLES: AtomicU64 = AtomicU64::new(1);
 
 impl Session {
-    fn new(hello: &Hello, key: PublicKey, tree: Arc<Tree>) -> Session {
+    /// The `nth` of its key.
+    fn new(
+        hello: &Hello,
+        (key, share): (PublicKey, Arc<Share>),
+        tree: Arc<Tree>,
+        nth: usize,
+    ) -> Session {
         Session {
             client: hello.client,
             key,
+            share,
             subtree: hello.subtree.clone(),
             tree,
             handles: RwLock::default(),
             replies: Replies::default(),
             observed: Mutex::default(),
             running: Arc::new(Semaphore::new(REQUESTS_RUNNING_MAX)),
-            push_room: Semaphore::new(PUSH_ROOM_BYTES),
-            pull_room: [(); 2].map(|()| Semaphore::new(PULL_ROOM_BYTES)),
+            push_room: Semaphore::new(room(nth)),
+            pull_room: [(); 2].map(|()| Semaphore::new(room(nth) / 2)),
             hashing: Semaphore::new(1),
+            request_room: Semaphore::new(REQUEST_ROOM_BYTES),
+            long_replies: Semaphore::new(LONG_REPLIES_MAX),
+            hash_replies: Semaphore::new(HASH_REPLIES_MAX),
+            again: Notify::new(),
             link: Mutex::new(Link {
                 generation: 0,
                 connection: None,
@@ -104,9 +127,19 @@ impl Session {
         }
     }
 
-    /// Keeps an open file. `EMFILE`.
-    pub fn keep(&self, handle: Handle) -> Result<(HandleId, Arc<Handle>), Errno> {
-        let handle = Arc::new(handle);
+    /// Keeps an open file. `EMFILE`, `ENFILE`.
+    pub fn keep(
+        &self,
+        node: Arc<Known>,
+        file: Box<dyn StoreFile>,
+        access: Access,
+    ) -> Result<(HandleId, Arc<Handle>), Errno> {
+        let handle = Arc::new(Handle {
+            node,
+            file,
+            access,
+            _taken: self.share.handle()?,
+        });
         let mut handles = self.handles.write();
         if handles.len() >= HANDLES_MAX {
             return Err(Errno::MFILE);
@@ -153,6 +186,26 @@ impl Session {
         }
     }
 
+    /// The right to make the answer to a request, if that may be long. To be kept until the answer is taken, so
+    /// that one who takes none has few of them made.
+    pub async fn turn(&self, request: &ReadRequest) -> Option<SemaphorePermit<'_>> {
+        let turns = match request {
+            ReadRequest::Hashes { .. } => &self.hash_replies,
+            ReadRequest::ReadDir { .. }
+            | ReadRequest::Order { .. }
+            | ReadRequest::GetXattr { .. }
+            | ReadRequest::ListXattr { .. } => &self.long_replies,
+            _ => return None,
+        };
+        // Never closed.
+        turns.acquire().await.ok()
+    }
+
+    /// Waits until it gets another connection than it has now.
+    pub fn come_again(&self) -> impl Future<Output = ()> {
+        self.again.notified()
+    }
+
     /// Takes away everything that holds resources. Only after locks were given back is it let go of.
     fn take_held(&self) -> Held {
         Held {
@@ -196,18 +249,27 @@ pub(super) struct Attachment {
     pub resumed: bool,
 }
 
+/// How many sessions of a key are connected.
+fn connected(table: &HashMap<ClientId, Arc<Session>>, key: PublicKey) -> usize {
+    let of_key = table.values().filter(|session| session.key == key);
+    let connected = of_key.filter(|session| session.link.lock().connection.is_some());
+    connected.count()
+}
+
 /// All sessions.
 pub(super) struct Sessions {
     table: Mutex<HashMap<ClientId, Arc<Session>>>,
     clients_max: usize,
+    locks: Arc<LockTable>,
     /// How many sessions have begun, and how many of them have ended.
     counts: watch::Sender<(u64, u64)>,
 }
 
 impl Sessions {
     /// With `once`, only one session is ever let in.
-    pub fn new(once: bool) -> Sessions {
+    pub fn new(once: bool, locks: Arc<LockTable>) -> Sessions {
         Sessions {
+            locks,
             table: Mutex::default(),
             clients_max: if once { 1 } else { CLIENTS_MAX },
             counts: watch::Sender::new((0, 0)),
@@ -230,7 +292,7 @@ impl Sessions {
     pub fn attach(
         &self,
         hello: &Hello,
-        key: PublicKey,
+        (key, share): (PublicKey, Arc<Share>),
         tree: Arc<Tree>,
         connection: &quinn::Connection,
         coherence: &Coherence,
@@ -244,13 +306,18 @@ impl Sessions {
             }
             Some(session) => session.clone(),
             None => {
-                evicted = self.make_room(&mut table, coherence)?;
-                let session = Arc::new(Session::new(hello, key, tree));
+                evicted = self.make_room(&mut table, (key, &hello.subtree), coherence)?;
+                let nth = connected(&table, key) + 1;
+                let session = Arc::new(Session::new(hello, (key, share), tree, nth));
                 table.insert(hello.client, session.clone());
                 self.counts.send_modify(|(begun, _)| *begun += 1);
                 session
             }
         };
+        let room = room(connected(&table, key) + 1);
+        connection.set_receive_window(VarInt::from_u32(room as u32));
+        connection.set_send_window(room as u64);
+        session.again.notify_waiters();
         let mut link = session.link.lock();
         link.generation += 1;
         link.since = Instant::now();
@@ -273,17 +340,25 @@ impl Sessions {
         Ok(attachment)
     }
 
-    /// A new session is allowed only where there is room, at worst that of one whose replica has been away
-    /// for longer than its lease: that one is returned.
+    /// A new session is allowed only where there is room, for all and for its key, at worst that of one whose
+    /// replica has been away for longer than its lease: that one is returned.
     fn make_room(
         &self,
         table: &mut HashMap<ClientId, Arc<Session>>,
+        (key, subtree): (PublicKey, &RelPath),
         coherence: &Coherence,
     ) -> Result<Option<Arc<Session>>, Refusal> {
         if self.clients_max == 1 && self.counts.borrow().0 > 0 {
             return Err(Refusal::Full);
         }
-        if table.len() < self.clients_max {
+        let of_key = |session: &&Arc<Session>| session.key == key;
+        let mut parts: HashSet<&RelPath> = (table.values().filter(of_key))
+            .map(|session| &session.subtree)
+            .collect();
+        parts.insert(subtree);
+        let key_is_full = table.values().filter(of_key).count() >= SESSIONS_PER_KEY_MAX
+            || parts.len() > PARTS_PER_KEY_MAX;
+        if table.len() < self.clients_max && !key_is_full {
             return Ok(None);
         }
         let away = |session: &Arc<Session>| {
@@ -291,10 +366,16 @@ impl Sessions {
             let away = link.since.elapsed();
             (link.connection.is_none() && away >= coherence.lease()).then_some(away)
         };
-        let longest = table.values().filter_map(|s| Some((away(s)?, s.client)));
+        let some = table.values().filter(|s| !key_is_full || of_key(s));
+        let longest = some.filter_map(|s| Some((away(s)?, s.client)));
         let (_, client) = longest.max().ok_or(Refusal::Full)?;
         self.ended(client, coherence);
-        Ok(table.remove(&client))
+        let ended = table.remove(&client);
+        // Whoever waits for its replica need not.
+        ended
+            .iter()
+            .for_each(|session| session.again.notify_waiters());
+        Ok(ended)
     }
 
     /// A connection is gone. False if another one has taken its place.
@@ -308,6 +389,15 @@ impl Sessions {
         link.connection = None;
         link.since = Instant::now();
         true
+    }
+
+    /// What a session held is let go of, unless it has got another connection in the meantime.
+    pub fn let_go(&self, attachment: &Attachment) {
+        let session = &attachment.session;
+        let link = session.link.lock();
+        let held = (link.generation == attachment.generation).then(|| session.take_held());
+        drop(link);
+        drop(held);
     }
 
     /// Ends a session, unless it has got another connection in the meantime.
@@ -329,6 +419,7 @@ impl Sessions {
     /// A session is taken from the table, which is locked.
     fn ended(&self, client: ClientId, coherence: &Coherence) {
         coherence.gone(client);
+        self.locks.gone(client);
         self.counts.send_modify(|(_, ended)| *ended += 1);
     }
 

@@ -6,6 +6,7 @@ mod coherence;
 mod filter;
 mod hashes;
 mod local;
+mod locks;
 mod meddling;
 mod metadata;
 mod orders;

@@ -6,7 +6,8 @@ use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::{
-    Answer, Attr, Caller, ChangeRequest, Kind, ReadRequest, SetAttr, StatFs, XattrMode,
+    self, Answer, Attr, Caller, ChangeRequest, HandleId, Kind, ReadRequest, SetAttr, StatFs,
+    XattrMode,
 };
 use parking_lot::RwLock;
 use std::sync::Arc;
@@ -14,7 +15,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the kernel may keep attributes: it is told when they change.
-const ATTR_TTL: Duration = Duration::from_secs(86_400);
+const KERNEL_TTL: Duration = Duration::from_secs(86_400);
+
+/// What the kernel asks for before each store.
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// Who asks for an extended attribute has so many listings bring their names.
 const XATTR_LISTINGS: u32 = 8;
@@ -71,9 +75,11 @@ impl Shared {
             .map(|region| region.look(|inner| (inner.core.size(), inner.core.dirty_pages() > 0)));
         // Looked at after the region: the answer to a push is taken in before its pages are clean. The
         // other way round a push that ends in between would be missed by both.
-        let mut attr = node.cached_attr().unwrap_or(*attr);
+        let cached = node.cached_attr();
+        // What is not cached is older than a change: nobody would take it back from the kernel.
+        let mut ttl = cached.map_or(Duration::ZERO, |_| KERNEL_TTL);
+        let mut attr = cached.unwrap_or(*attr);
         self.owners.to_local(&mut attr);
-        let mut ttl = ATTR_TTL;
         if let Some((size, dirty)) = state {
             attr.size = size;
             if dirty {
@@ -81,14 +87,21 @@ impl Shared {
                 ttl = Duration::ZERO;
             }
         }
-        if !self.link.lease_is_valid() {
-            ttl = Duration::ZERO;
-        }
+        let name_ttl = self.name_ttl();
         Entry {
             node: node.no,
             generation: node.id.born,
             attr,
-            ttl,
+            ttl: ttl.min(name_ttl),
+            name_ttl,
+        }
+    }
+
+    /// How long the kernel may keep what a name stands for now, or that it stands for nothing.
+    fn name_ttl(&self) -> Duration {
+        match self.link.lease_is_valid() {
+            true => KERNEL_TTL,
+            false => Duration::ZERO,
         }
     }
 
@@ -127,6 +140,29 @@ impl Shared {
         good
     }
 
+    async fn list_xattrs(&self, node: &Node) -> Result<Vec<u8>> {
+        let request = ReadRequest::ListXattr {
+            node: node.to_wire()?,
+        };
+        let (at, Answer::Bytes(names)) = self.link.read(request).await? else {
+            return Err(Errno::PROTO);
+        };
+        node.learn_xattrs(&names, at);
+        Ok(names)
+    }
+
+    /// A file was opened for writing: the kernel asks for an extended attribute before it stores anything, and should not
+    /// have to wait for a link that is lost by then.
+    pub(super) fn foresee_store(self: &Arc<Self>, node: &Arc<Node>) {
+        if self.capabilities.xattrs && node.cached_xattrs(|_| ()).is_none() {
+            let (shared, node) = (self.clone(), node.clone());
+            self.runtime.spawn(async move {
+                // Where that fails, the kernel's question does as well.
+                let _ = shared.list_xattrs(&node).await;
+            });
+        }
+    }
+
     /// Pushes what is dirty of a node and waits for it.
     pub(super) async fn flush_node(&self, node: &Arc<Node>) -> Result<()> {
         let region = node.region.lock().clone();
@@ -139,28 +175,40 @@ impl Shared {
 }
 
 impl Replica {
-    /// Attributes. What is dirty is pushed first, so that times and size are the authority's.
+    /// Attributes. What is dirty is pushed first, so that times and size are the authority's; what is refused has
+    /// the times of before, and so has what is not waited for (`--offline serve`).
     pub async fn get_attr(&self, node: NodeNo) -> Result<Entry> {
         let node = self.shared.nodes.get(node)?;
-        self.bounded(async {
-            self.shared.flush_node(&node).await?;
+        let cached = || Some(self.shared.entry(&node, &node.cached_attr()?));
+        let ask = async {
+            let _ = self.shared.flush_node(&node).await;
             if self.shared.link.lease_is_valid()
-                && let Some(attr) = node.cached_attr()
+                && let Some(entry) = cached()
             {
-                return Ok(self.shared.entry(&node, &attr));
+                return Ok(entry);
             }
             let attr = self.ask_attr(&node).await?;
             Ok(self.shared.entry(&node, &attr))
-        })
-        .await
+        };
+        self.or_adrift(ask, async { cached() }).await
+    }
+
+    /// Whether the kernel may keep names.
+    pub fn keeps_names(&self) -> bool {
+        self.shared.options.keep_names
+    }
+
+    /// How long the kernel may keep that a name stands for nothing, as with [`Entry::name_ttl`].
+    pub fn absent_ttl(&self) -> Duration {
+        self.shared.name_ttl()
     }
 
     /// Attributes, if they can be told without asking or pushing.
     pub fn cached_entry(&self, node: NodeNo) -> Option<Entry> {
         let node = self.shared.nodes.get(node).ok()?;
         let attr = node.cached_attr()?;
-        let valid = self.shared.link.lease_is_valid();
-        valid.then(|| self.shared.entry(&node, &attr))
+        let usable = self.shared.link.may_use_copies();
+        usable.then(|| self.shared.entry(&node, &attr))
     }
 
     /// Attributes as they were last known.
@@ -171,17 +219,18 @@ impl Replica {
     }
 
     async fn ask_attr(&self, node: &Arc<Node>) -> Result<Attr> {
-        let handle = self.shared.remote_handle(node).await;
-        let at_node = if handle.is_some() {
-            node.to_wire_open()
-        } else {
-            node.to_wire()?
+        let answer = loop {
+            let (at_node, handle) = self.named(node).await?;
+            let request = ReadRequest::GetAttr {
+                node: at_node,
+                handle,
+            };
+            match self.shared.link.read(request).await {
+                Err(errno) if self.is_closed(node, handle, errno).await => {}
+                answer => break answer?,
+            }
         };
-        let request = ReadRequest::GetAttr {
-            node: at_node,
-            handle,
-        };
-        match self.shared.link.read(request).await? {
+        match answer {
             (at, Answer::Attr(attr)) if attr.id == node.id => {
                 self.shared.adopt(node, &attr, at);
                 Ok(attr)
@@ -215,7 +264,7 @@ impl Replica {
             let attr = match set.size {
                 Some(size) => self.resize(&node, size, set, by).await?,
                 None => {
-                    self.settle_content(&node).await?;
+                    self.settle_content(&node).await;
                     self.send_set_attr(&node, set, by).await?.1
                 }
             };
@@ -224,17 +273,18 @@ impl Replica {
         .await
     }
 
-    /// Times that are set are to be the last word: what a program has stored before is pushed before.
-    async fn settle_content(&self, node: &Arc<Node>) -> Result<()> {
+    /// Times that are set are to be the last word: what a program has stored before is pushed before, unless that is
+    /// refused.
+    async fn settle_content(&self, node: &Arc<Node>) {
         let region = node.region.lock().clone();
-        let Some(region) = region else { return Ok(()) };
+        let Some(region) = region else { return };
         if region.look(|inner| inner.writers > 0)
             && let Some(kernel) = self.shared.kernel.get()
             && let Ok(path) = node.path()
         {
             kernel.write_back(node.no, path).await;
         }
-        self.shared.flush_node(node).await
+        let _ = self.shared.flush_node(node).await;
     }
 
     async fn send_set_attr(
@@ -243,30 +293,41 @@ impl Replica {
         set: SetAttr,
         by: Caller,
     ) -> Result<(Tick, Attr)> {
-        let handle = self.shared.remote_handle(node).await;
-        let at_node = if handle.is_some() {
-            node.to_wire_open()
-        } else {
-            node.to_wire()?
+        let make = |(node, handle)| ChangeRequest::SetAttr {
+            node,
+            handle,
+            set,
+            by,
         };
-        node.touch();
-        match self
-            .shared
-            .link
-            .change(ChangeRequest::SetAttr {
-                node: at_node,
-                handle,
-                set,
-                by,
-            })
-            .await?
-        {
-            (at, Answer::Attr(attr)) => {
-                node.adopt_own(&attr, at);
-                Ok((at, attr))
+        loop {
+            let (at_node, handle) = self.named(node).await?;
+            node.touch();
+            let answer = self.shared.link.change(make((at_node, handle))).await;
+            match answer {
+                Ok((at, Answer::Attr(attr))) => {
+                    node.adopt_own(&attr, at);
+                    return Ok((at, attr));
+                }
+                Ok(_) => return Err(Errno::PROTO),
+                Err(errno) if self.is_closed(node, handle, errno).await => {}
+                Err(errno) => return Err(errno),
             }
-            _ => Err(Errno::PROTO),
         }
+    }
+
+    /// How a request names a node: by an open handle, if there is one.
+    async fn named(&self, node: &Arc<Node>) -> Result<(wire::Node, Option<HandleId>)> {
+        let handle = self.shared.remote_handle(node).await;
+        let node = match handle {
+            Some(_) => node.to_wire_open(),
+            None => node.to_wire()?,
+        };
+        Ok((node, handle))
+    }
+
+    /// Whether a request failed because the handle that named its node was being closed: then it is to be named anew.
+    async fn is_closed(&self, node: &Arc<Node>, handle: Option<HandleId>, errno: Errno) -> bool {
+        errno == Errno::BADF && handle.is_some() && self.shared.remote_handle(node).await != handle
     }
 
     /// Truncates or extends: no push may pass it, and the kernel thread puts nothing meanwhile.
@@ -316,8 +377,8 @@ impl Replica {
     pub async fn get_xattr(&self, node: NodeNo, name: &[u8]) -> Result<Vec<u8>> {
         let node = self.shared.nodes.get(node)?;
         self.check_xattrs()?;
-        self.bounded(async {
-            let has = |names: &[u8]| names.split(|&b| b == 0).any(|has| has == name);
+        let has = |names: &[u8]| names.split(|&b| b == 0).any(|has| has == name);
+        let ask = async {
             let there = match self.cached_xattrs(&node, has) {
                 Some(there) => there,
                 None => has(&self.ask_xattrs(&node).await?),
@@ -331,9 +392,14 @@ impl Replica {
                     name: name.to_vec(),
                 })
             };
-            self.ask_bytes(request).await
-        })
-        .await
+            self.ask_bytes(request).await.map(Ok)
+        };
+        let known = async {
+            // The kernel wants it away before it stores anything; so does the authority's.
+            let there = (self.cached_xattrs(&node, has)).unwrap_or(name != CAPABILITY);
+            (!there).then_some(Err(Errno::NODATA))
+        };
+        self.or_adrift(ask, known).await?
     }
 
     /// Names of extended attributes, each followed by NUL.
@@ -350,18 +416,12 @@ impl Replica {
     }
 
     fn cached_xattrs<R>(&self, node: &Node, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let valid = self.shared.link.lease_is_valid();
-        valid.then(|| node.cached_xattrs(look)).flatten()
+        let usable = self.shared.link.may_use_copies();
+        usable.then(|| node.cached_xattrs(look)).flatten()
     }
 
     async fn ask_xattrs(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
-        let request = ReadRequest::ListXattr {
-            node: node.to_wire()?,
-        };
-        let (at, Answer::Bytes(names)) = self.shared.link.read(request).await? else {
-            return Err(Errno::PROTO);
-        };
-        node.learn_xattrs(&names, at);
+        let names = self.shared.list_xattrs(node).await?;
         // One who lists a directory with them ('ls -l') asks for those of the next entry soon.
         let wanted = &self.shared.xattrs_wanted;
         wanted.store(XATTR_LISTINGS, Ordering::Relaxed);

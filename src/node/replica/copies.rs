@@ -5,9 +5,9 @@ use super::learn::Telling;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::transfer::{self, Broken};
-use super::{HandleNo, Shared};
+use super::{HandleNo, NodeNo, Replica, Shared};
 use crate::region::{Epoch, ReplicaConfig, Tick};
-use crate::store::Result;
+use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::{Access, Answer, Attr, HandleId, Pages, ReadRequest};
 use std::sync::Arc;
@@ -20,6 +20,19 @@ const PULL_BYTES: u64 = 1 << 20;
 const READ_AHEAD_BYTES: u64 = 2 << 20;
 /// Closed regions whose state is kept, at most; with a cache on disk the copies of the others are kept there.
 const CLOSED_MAX: usize = 1024;
+/// Descriptors that are not for regions.
+const DESCRIPTORS_SPARE: u64 = 40;
+/// Descriptors of a region: its copy, its map, and what an authority within this process has open.
+const REGION_DESCRIPTORS: u64 = 3;
+
+/// How many regions there may be at one time, so that other things still find a descriptor.
+pub(super) fn regions_max() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let regions = limit.saturating_sub(DESCRIPTORS_SPARE) / REGION_DESCRIPTORS;
+    usize::try_from(regions).unwrap_or(usize::MAX).max(4)
+}
+
 /// A handle of the authority that is to be closed.
 struct Parting {
     remote: Remote,
@@ -40,6 +53,16 @@ impl Shared {
         epoch: Epoch,
         at: Tick,
     ) -> Result<Arc<Region>> {
+        self.find_heritage(node, attr);
+        if let Some(region) = &*node.region.lock() {
+            return Ok(region.clone());
+        }
+        if self.regions.lock().len() >= self.regions_max {
+            self.close_copies(0);
+            if self.regions.lock().len() >= self.regions_max {
+                return Err(Errno::MFILE);
+            }
+        }
         let mut slot = node.region.lock();
         if let Some(region) = &*slot {
             return Ok(region.clone());
@@ -209,12 +232,18 @@ impl Shared {
         handle
     }
 
-    /// Closes copies of closed files, oldest first, while there are too many.
+    /// Closes copies of closed files where there are many.
     pub(super) fn give_up_copies(&self) {
-        let mut regions = self.regions.lock();
-        if regions.len() <= CLOSED_MAX {
-            return;
+        let most = CLOSED_MAX.min(self.regions_max / 2);
+        if self.regions.lock().len() > most {
+            // A quarter at a time, so that this is not done for each file that is closed.
+            self.close_copies(most * 3 / 4);
         }
+    }
+
+    /// Closes copies of closed files, oldest first, but for so many.
+    fn close_copies(&self, kept: usize) {
+        let mut regions = self.regions.lock();
         let mut idle: Vec<_> = (regions.values())
             .filter_map(|node| {
                 let region = node
@@ -226,8 +255,7 @@ impl Shared {
             })
             .collect();
         idle.sort_by_key(|(used, _)| *used);
-        // A quarter at a time, so that this is not done for each file that is closed.
-        let surplus = idle.len().saturating_sub(CLOSED_MAX * 3 / 4);
+        let surplus = idle.len().saturating_sub(kept);
         for (_, node) in idle.into_iter().take(surplus) {
             let mut slot = node.region.lock();
             if slot.as_ref().is_some_and(|region| !region.is_busy()) {
@@ -235,6 +263,41 @@ impl Shared {
                 regions.remove(&node.no);
             }
         }
+    }
+}
+
+impl Replica {
+    /// Drops what is clean of a file, here and in the kernel. `BUSY` where a program reads the copy itself.
+    pub async fn drop_copy(&self, node: NodeNo) -> Result<()> {
+        let node = self.shared.nodes.get(node)?;
+        self.bounded(self.shared.flush_node(&node)).await?;
+        let whole = ByteRange::new(0, u64::MAX);
+        if let Some(region) = node.region.lock().clone() {
+            let mut dropped = Vec::new();
+            region.update(|inner| {
+                if inner.is_read_directly() {
+                    return Err(Errno::BUSY);
+                }
+                inner.core.handle_forget(whole, &mut dropped);
+                inner.punch(&dropped)
+            })?;
+            region.count_copy(&self.shared);
+        }
+        self.shared.drop_pages(&node, whole);
+        Ok(())
+    }
+
+    /// Opens a file that was opened before, without asking. `None` where it is not known whether the copy was good when
+    /// the link was lost.
+    pub(super) async fn open_copy(
+        &self,
+        node: &Arc<Node>,
+        write: bool,
+    ) -> Option<(HandleNo, bool)> {
+        node.cached_attr()?;
+        let region = node.region.lock().clone()?;
+        let handle = self.open_region(node, region, write).await;
+        Some((handle, self.shared.kernel_may_keep(node)))
     }
 }
 

@@ -8,7 +8,7 @@ use super::region::Region;
 use crate::region::Tick;
 use crate::units::{ByteRange, PageRange};
 use crate::wire::{
-    Access, Answer, AuthorityEvent, FileId, ReadRequest, ReplicaEvent, Request, Stale,
+    Access, Answer, AuthorityEvent, FileId, Kind, ReadRequest, ReplicaEvent, Request, Stale,
 };
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -35,6 +35,10 @@ pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<Lin
             // Taken in by the link itself.
             LinkEvent::Event(AuthorityEvent::Renewed { .. }) => {}
             LinkEvent::Renewed(renewal) => shared.settled(renewal),
+            LinkEvent::Up => shared.record_again(),
+            // With `--offline serve` the kernel goes on as this replica does. When the link is back it is told what has
+            // changed meanwhile.
+            LinkEvent::LeaseLost if shared.options.serve_offline => {}
             LinkEvent::LeaseLost => shared.revoke_kernel(),
             LinkEvent::Reattached(session, done) => {
                 shared.reattach(&session).await;
@@ -46,7 +50,7 @@ pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<Lin
 
 impl Shared {
     fn invalidate(&self, change: u64, id: FileId, at: Tick, what: Stale) {
-        if let Some(node) = self.nodes.by_id(id) {
+        if let Some(node) = self.nodes.changed(id, at) {
             let bytes = match what {
                 Stale::Attributes => None,
                 Stale::Bytes { start, end } => Some(ByteRange::new(start, end)),
@@ -62,7 +66,12 @@ impl Shared {
             }
             match bytes {
                 Some(range) => self.drop_pages(&node, range),
-                None => self.queue(Job::DropAttributes(node.no)),
+                None => {
+                    self.queue(Job::DropAttributes(node.no));
+                    if node.kind == Kind::Directory {
+                        self.queue(Job::DropNames);
+                    }
+                }
             }
             node.drops.fetch_sub(dropping, Ordering::AcqRel);
         }
@@ -83,7 +92,7 @@ impl Shared {
     /// opened: [`Shared::kernel_may_keep`].
     pub(super) fn drop_pages(&self, node: &Arc<Node>, range: ByteRange) {
         if let Some(kernel) = self.kernel.get() {
-            node.drops.fetch_add(1, Ordering::AcqRel);
+            node.begin_drop();
             kernel.queue(Job::DropPages(node.clone(), range));
         }
     }
@@ -93,28 +102,16 @@ impl Shared {
         node.drops.load(Ordering::Acquire) == 0
     }
 
-    /// The kernel must not answer from its cache any more: every access comes here, and waits.
-    fn revoke_kernel(&self) {
-        for node in self.nodes.all() {
-            if node.kind == crate::wire::Kind::File {
-                self.drop_pages(&node, ByteRange::new(0, u64::MAX));
-            } else {
-                self.queue(Job::DropAttributes(node.no));
-            }
-        }
-    }
-
     /// The authority knows nothing of this replica: each copy is compared with what is there now.
     async fn reattach(self: &Arc<Self>, session: &Session) {
         let nodes = self.nodes.all();
-        for node in &nodes {
-            node.reset();
-        }
-        self.generation.store(session.generation, Ordering::Relaxed);
+        self.nodes.reset();
+        self.queue(Job::DropNames);
+        self.generation.store(session.generation, Ordering::Release);
         let boot = session.welcome.boot;
         if self.boot.swap(boot, Ordering::Relaxed) != boot {
             for region in self.regions() {
-                region.update(|inner| inner.restore_unsynced());
+                region.update(|inner| inner.restore_lost());
             }
         }
         let root_at = Tick(0);
@@ -137,6 +134,7 @@ impl Shared {
             }
         }
         while reopening.join_next().await.is_some() {}
+        self.reclaim_locks(session).await;
     }
 
     async fn reattach_region(

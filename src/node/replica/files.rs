@@ -1,8 +1,10 @@
 //! Open files: reading, storing, flushing.
 
-use super::lending::Way;
+use super::full::{Storing, is_full};
+use super::lending::{Way, seek_data};
 use super::nodes::Node;
 use super::region::{Region, Remote};
+use super::unsynced::Syncing;
 use super::{HandleNo, NodeNo, Replica, Shared, transfer};
 use crate::region::{Epoch, Tick};
 use crate::store::{Errno, Result};
@@ -11,7 +13,7 @@ use crate::wire::{
     Access, Allocate, Answer, Attr, ChangeRequest, HandleId, Kind, ReadRequest, TRANSFER_BYTES_MAX,
 };
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// A file that a program has open.
@@ -21,6 +23,14 @@ pub(super) struct OpenFile {
     write: bool,
     /// How the kernel has it open, once that is known and where it matters.
     pub way: OnceLock<Way>,
+    /// A lock that was taken through it may have been somebody else's in the meantime.
+    pub lost_lock: AtomicBool,
+}
+
+impl OpenFile {
+    pub fn may_write(&self) -> bool {
+        self.write
+    }
 }
 
 /// The beginning of a file that comes with opening it, in bytes.
@@ -64,7 +74,7 @@ impl Replica {
         if write && self.is_read_only() {
             return Err(Errno::ROFS);
         }
-        self.bounded(async {
+        let ask = async {
             let access = if write { Access::Write } else { Access::Read };
             if let Some(opened) = self.open_further(&node, access).await? {
                 return Ok(opened);
@@ -97,8 +107,12 @@ impl Replica {
                 }
             }
             Ok((handle, good && self.shared.kernel_may_keep(&node)))
-        })
-        .await
+        };
+        let opened = self.or_adrift(ask, self.open_copy(&node, write)).await?;
+        if write && !self.shared.link.is_adrift() {
+            self.shared.foresee_store(&node);
+        }
+        Ok(opened)
     }
 
     /// Opens a file that is open on this mount already: its handle at the authority serves once more. `None`
@@ -155,6 +169,7 @@ impl Replica {
                 region,
                 write: false,
                 way: OnceLock::new(),
+                lost_lock: AtomicBool::new(false),
             })
         })
     }
@@ -190,7 +205,12 @@ impl Replica {
         Ok(self.open_region(node, region, write).await)
     }
 
-    async fn open_region(&self, node: &Arc<Node>, region: Arc<Region>, write: bool) -> HandleNo {
+    pub(super) async fn open_region(
+        &self,
+        node: &Arc<Node>,
+        region: Arc<Region>,
+        write: bool,
+    ) -> HandleNo {
         let region = {
             // Under this lock, so that the region is not given up in between.
             let mut slot = node.region.lock();
@@ -211,6 +231,7 @@ impl Replica {
             region,
             write,
             way: OnceLock::new(),
+            lost_lock: AtomicBool::new(false),
         })
     }
 
@@ -219,6 +240,7 @@ impl Replica {
         let Some(file) = self.shared.files.write().remove(&handle) else {
             return;
         };
+        self.release_locks_of(handle, &file.node);
         if file.write {
             file.region.end_writing();
         }
@@ -249,6 +271,23 @@ impl Replica {
             .ok_or(Errno::BADF)
     }
 
+    /// As [`Self::file`]; `EIO` if a lock was lost that was taken through it.
+    pub(super) fn usable_file(&self, handle: HandleNo) -> Result<Arc<OpenFile>> {
+        let file = self.file(handle)?;
+        match file.lost_lock.load(Ordering::Acquire) {
+            true => Err(Errno::IO),
+            false => Ok(file),
+        }
+    }
+
+    /// What is written back was stored through any descriptor.
+    fn file_to_store(&self, handle: HandleNo, write_back: bool) -> Result<Arc<OpenFile>> {
+        match write_back {
+            true => self.file(handle),
+            false => self.usable_file(handle),
+        }
+    }
+
     /// Reads without waiting: `deliver` gets the bytes, fewer than `len` only at the end of the file,
     /// and is not called where `None` is returned: then [`Replica::read`] has to be.
     pub fn try_read<R>(
@@ -258,10 +297,10 @@ impl Replica {
         len: u32,
         deliver: impl FnOnce(&[u8]) -> R,
     ) -> Option<Result<R>> {
-        if !self.shared.link.lease_is_valid() {
+        if !self.shared.link.may_use_copies() {
             return None;
         }
-        match self.file(handle) {
+        match self.usable_file(handle) {
             Ok(file) => file.region.try_read(offset, len, deliver),
             Err(errno) => Some(Err(errno)),
         }
@@ -275,18 +314,30 @@ impl Replica {
         len: u32,
         deliver: impl FnOnce(&[u8]) -> R,
     ) -> Result<R> {
-        let file = self.file(handle)?;
-        let mut deliver = Some(deliver);
+        let file = self.usable_file(handle)?;
+        let (mut deliver, mut made_room) = (Some(deliver), false);
+        let asked = ByteRange::at(offset, u64::from(len)).ok_or(Errno::FBIG)?;
         self.bounded(async {
             let _waiting = super::link::Waiting::new(&self.shared.link.waiting);
             loop {
-                self.shared.link.leased().await?;
-                let once = |bytes: &[u8]| deliver.take().map(|deliver| deliver(bytes));
-                if let Some(outcome) = file.region.try_read(offset, len, once) {
+                (file.region.wait_until(|inner| !inner.is_storing(asked))).await;
+                self.shared.link.copies_usable().await?;
+                // It may be known since then.
+                self.usable_file(handle)?;
+                let mut once = |bytes: &[u8]| deliver.take().map(|deliver| deliver(bytes));
+                if let Some(outcome) = file.region.try_read(offset, len, &mut once) {
                     return outcome?.ok_or(Errno::IO);
                 }
-                if let Some(woken) = file.region.fault(offset, u64::from(len), false)? {
-                    woken.await.unwrap_or(Err(Errno::IO))?;
+                match file.region.wait_for(offset, u64::from(len), false).await {
+                    Err(errno) if is_full(errno) && made_room => {
+                        let bytes = self.shared.read_through(&file.region, asked).await?;
+                        return once(&bytes).ok_or(Errno::IO);
+                    }
+                    Err(errno) if is_full(errno) => {
+                        self.shared.disk_is_full().await;
+                        made_room = true;
+                    }
+                    arrived => arrived?,
                 }
             }
         })
@@ -305,8 +356,12 @@ impl Replica {
         if !write_back && !self.shared.has_room() {
             return None;
         }
-        match self.file(handle) {
-            Ok(file) => file.region.try_store(offset, bytes),
+        match self.file_to_store(handle, write_back) {
+            Ok(file) => match file.region.try_store(offset, bytes) {
+                Some(Err(errno)) if is_full(errno) => None,
+                Some(Ok(())) => Some(self.stored(&file, offset, bytes, write_back)),
+                outcome => outcome,
+            },
             Err(errno) => Some(Err(errno)),
         }
     }
@@ -319,22 +374,37 @@ impl Replica {
         bytes: &[u8],
         write_back: bool,
     ) -> Result<()> {
-        let file = self.file(handle)?;
+        let file = self.file_to_store(handle, write_back)?;
+        let range = ByteRange::at(offset, bytes.len() as u64).ok_or(Errno::FBIG)?;
         self.bounded(async {
+            let _hold = (!write_back).then(|| file.region.begin_store(range));
             if !write_back {
-                self.shared.wait_for_room().await;
+                self.shared.wait_for_room(&file.region).await?;
             }
+            let mut storing = Storing::default();
             loop {
-                if let Some(outcome) = file.region.try_store(offset, bytes) {
-                    return outcome;
-                }
-                if let Some(woken) = file.region.fault(offset, bytes.len() as u64, true)? {
-                    let _waiting = super::link::Waiting::new(&self.shared.link.waiting);
-                    woken.await.unwrap_or(Err(Errno::IO))?;
+                let outcome = match file.region.try_store(offset, bytes) {
+                    Some(Ok(())) => return self.stored(&file, offset, bytes, write_back),
+                    Some(Err(errno)) => Err(errno),
+                    None => {
+                        let _waiting = super::link::Waiting::new(&self.shared.link.waiting);
+                        (file.region.wait_for(offset, bytes.len() as u64, true)).await
+                    }
+                };
+                match outcome {
+                    Err(errno) if is_full(errno) && storing.make_room(&self.shared).await => {}
+                    outcome => outcome?,
                 }
             }
         })
         .await
+    }
+
+    fn stored(&self, file: &OpenFile, at: u64, bytes: &[u8], write_back: bool) -> Result<()> {
+        if let Some(range) = ByteRange::at(at, bytes.len() as u64).filter(|_| !write_back) {
+            self.shared.was_written(&file.node, range);
+        }
+        Ok(())
     }
 
     /// Pushes what is dirty and waits until the authority has it (`close`).
@@ -345,7 +415,7 @@ impl Replica {
 
     /// As [`Replica::flush`], and waits until the authority's store is flushed (`fsync`, `msync`).
     pub async fn sync(&self, handle: HandleNo, data_only: bool) -> Result<()> {
-        let file = self.file(handle)?;
+        let file = self.usable_file(handle)?;
         if self.is_read_only() {
             return Ok(());
         }
@@ -354,10 +424,9 @@ impl Replica {
             let region = &file.region;
             loop {
                 self.shared.flush_node(&file.node).await?;
-                let sync = region.update(|inner| inner.unsynced.begin());
+                let syncing = Syncing::begin(region);
                 let outcome = self.change_open(&file, Access::Read, make).await;
-                let well = outcome.is_ok();
-                let spoken_for = region.update(|inner| inner.unsynced.end(sync, well));
+                let spoken_for = syncing.end(outcome.is_ok());
                 let (at, Answer::Attr(attr)) = outcome? else {
                     return Err(Errno::PROTO);
                 };
@@ -427,7 +496,11 @@ impl Replica {
             return found;
         }
         self.bounded(async {
-            self.shared.flush_node(&file.node).await?;
+            if self.shared.flush_node(&file.node).await.is_err() {
+                // What is refused is not at the authority: all of it counts as data.
+                let end = file.region.look(|inner| inner.core.size());
+                return seek_data(end, offset, data);
+            }
             let handle = self.shared.handle_of(&file.region, Access::Read).await?;
             match self
                 .shared
@@ -498,26 +571,6 @@ impl Replica {
                 progress(here - range.start, range.len());
             }
         }
-        Ok(())
-    }
-
-    /// Drops what is clean of a file, here and in the kernel. `BUSY` where a program reads the copy itself.
-    pub async fn drop_copy(&self, node: NodeNo) -> Result<()> {
-        let node = self.shared.nodes.get(node)?;
-        self.bounded(self.shared.flush_node(&node)).await?;
-        let whole = ByteRange::new(0, u64::MAX);
-        if let Some(region) = node.region.lock().clone() {
-            let mut dropped = Vec::new();
-            region.update(|inner| {
-                if inner.is_read_directly() {
-                    return Err(Errno::BUSY);
-                }
-                inner.core.handle_forget(whole, &mut dropped);
-                inner.punch(&dropped)
-            })?;
-            region.count_copy(&self.shared);
-        }
-        self.shared.drop_pages(&node, whole);
         Ok(())
     }
 

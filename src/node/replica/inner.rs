@@ -11,8 +11,9 @@
 use super::cache::map::{PUSHES_MAX, PageMap};
 use super::cache::room::Clock;
 use super::lending::Lending;
+use super::refused::Refusal;
 use super::region::io_errno;
-use super::unsynced::Unsynced;
+use super::unsynced::{SyncId, Unsynced};
 use crate::region::{FlushId, PullId, Push, PushId, Replica, Tick, WaiterId};
 use crate::store::Result;
 use crate::sys::MappedFile;
@@ -39,6 +40,10 @@ pub(super) struct Inner {
     pub flushes: HashMap<FlushId, oneshot::Sender<Result<()>>>,
     /// Pushes are to be made now and not at the next interval.
     pub push_now: bool,
+    /// The newest push was refused.
+    pub refusal: Option<Refusal>,
+    /// What stores of programs touch that wait for something.
+    pub storing: Vec<PageRange>,
     /// Of the session that the core's pushes are meant for.
     pub generation: u64,
     /// Pushed, and not known to survive the authority's machine.
@@ -76,6 +81,8 @@ impl Inner {
             waiters: HashMap::new(),
             flushes: HashMap::new(),
             push_now: false,
+            refusal: None,
+            storing: Vec::new(),
             generation,
             unsynced: Unsynced::default(),
             hold: 0,
@@ -143,6 +150,9 @@ impl Inner {
 
     /// Stores bytes that the core can take, and tells it.
     pub fn store(&mut self, range: ByteRange, bytes: &[u8]) -> Result<()> {
+        if self.core.dirty_pages() == 0 {
+            self.refusal = None; // what was refused is nobody's any more
+        }
         self.ensure_room(range.end)?;
         self.own_copy()?;
         if let Some(map) = &mut self.map {
@@ -158,6 +168,17 @@ impl Inner {
         }
         self.core.handle_stored(Instant::now(), range);
         Ok(())
+    }
+
+    /// Whether nothing is to be pushed that nobody waits for, as the last push was refused.
+    pub fn rests(&self) -> bool {
+        (self.refusal).is_some_and(|refusal| refusal.rests(Instant::now()))
+    }
+
+    /// Whether a store waits that touches this: the kernel has it already, and must not read what was there before.
+    pub fn is_storing(&self, range: ByteRange) -> bool {
+        let touches = |pages: &PageRange| !pages.intersect(range.pages_touched()).is_empty();
+        self.storing.iter().any(touches)
     }
 
     /// A push begins.
@@ -206,7 +227,7 @@ impl Inner {
     }
 
     /// Lands bytes of a pull: those of them that are wanted go into the copy. `pieces` are the bytes from
-    /// `range.start` on.
+    /// `range.start` on. Nobody is told of any where not all can be written.
     pub fn land(
         &mut self,
         pull: PullId,
@@ -217,19 +238,15 @@ impl Inner {
     ) -> Result<()> {
         wanted.clear();
         self.ensure_room(range.end)?;
-        self.core.handle_landing(pull, at, range, wanted);
+        self.core.wanted(pull, at, range, wanted);
         self.clock.note(range);
         for &part in wanted.iter() {
             let slices = slices_of(pieces, part.start - range.start, part.len());
-            let written = self.own_copy().and_then(|()| {
-                let written = self.copy.write_pieces_at(&slices, part.start);
-                written.map_err(io_errno)
-            });
-            if let Err(errno) = written {
-                self.drop_clean(range);
-                return Err(errno);
-            }
+            self.own_copy()?;
+            let written = self.copy.write_pieces_at(&slices, part.start);
+            written.map_err(io_errno)?;
         }
+        self.landed(wanted);
         Ok(())
     }
 
@@ -242,15 +259,18 @@ impl Inner {
         wanted: &mut Vec<ByteRange>,
     ) -> Result<()> {
         wanted.clear();
-        self.core.handle_zeroes(pull, at, range, wanted);
-        for &part in wanted.iter() {
-            // Past the copy's end there is nothing but a hole to come.
-            if let Err(errno) = self.punch_bytes(part) {
-                self.drop_clean(range);
-                return Err(errno);
-            }
-        }
+        self.core.wanted(pull, at, range, wanted);
+        // Past the copy's end there is nothing but a hole to come.
+        (wanted.iter()).try_for_each(|&part| self.punch_bytes(part))?;
+        self.landed(wanted);
         Ok(())
+    }
+
+    fn landed(&mut self, parts: &[ByteRange]) {
+        self.core.handle_landed(parts);
+        for part in parts {
+            self.unsynced.arrived(part.pages_touched());
+        }
     }
 
     /// Bytes that the copy and its page map take.
@@ -278,14 +298,32 @@ impl Inner {
         self.zero(&zeroed)
     }
 
-    /// The authority was started anew: what it may have lost is dirty again.
-    pub fn restore_unsynced(&mut self) {
+    /// A sync has ended: whether it speaks for what was pushed before it. Where it failed the authority's store may
+    /// have lost that, and would not say so a second time.
+    pub fn end_sync(&mut self, sync: SyncId, well: bool) -> bool {
+        let spoken_for = self.unsynced.end(sync, well);
+        if !well {
+            self.restore_unsynced();
+        }
+        spoken_for
+    }
+
+    /// What the authority could not sync is dirty again.
+    fn restore_unsynced(&mut self) {
         let now = Instant::now();
         for run in self.unsynced.lost().runs() {
             for run in self.core.present_runs(run) {
                 let bytes = run.bytes_below(self.core.size());
                 self.core.handle_stored(now, bytes);
             }
+        }
+    }
+
+    /// What the authority may have lost when it was started anew is dirty again.
+    pub fn restore_lost(&mut self) {
+        let now = Instant::now();
+        for run in self.unsynced.lost().runs() {
+            self.core.handle_lost(now, run);
         }
     }
 

@@ -13,6 +13,13 @@
 //! dirtied: it is done only while nobody has the file open for writing, and whoever opens it for writing
 //! waits until it is done ([`Region::begin_writing`]).
 //!
+//! A program's write(2) changes the kernel's page first and arrives here then. Where the page is dropped in between, and
+//! read anew, it comes back without those bytes. So reads wait for the stores that wait for something
+//! ([`Region::begin_store`]), and where a store comes soon after a drop its pages are dropped once more
+//! ([`Shared::was_written`]).
+//!
+//! Nothing is put, or stays that was being put, once the lease is lost: see [`super::revoke`].
+//!
 //! Writing back has a second thread, because it opens the file through the mount, which is a request that may
 //! wait for the authority.
 
@@ -23,16 +30,20 @@ use crate::units::{ByteRange, PAGE_BYTES, PageRange};
 use crate::wire::{RelPath, ReplicaEvent};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak, mpsc};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Bytes put into the page cache by one call.
 const PUT_BYTES: u64 = 1 << 20;
+/// No write(2) takes longer from the kernel's page to the copy, unless it waits here for something.
+const ON_ITS_WAY_MAX: Duration = Duration::from_secs(1);
 /// Jobs that put pages are dropped where so many jobs wait: the kernel will ask for the pages.
 const PUTS_WAITING_MAX: usize = 1024;
 
 /// A job for the kernel thread.
 pub(super) enum Job {
     DropAttributes(NodeNo),
+    DropNames,
     /// See [`Shared::drop_pages`].
     DropPages(Arc<Node>, ByteRange),
     Put(Weak<Region>, ByteRange),
@@ -49,6 +60,7 @@ pub(super) struct WriteBack {
 
 /// The two threads of a mount.
 pub(super) struct Kernel {
+    pub cache: Arc<dyn KernelCache>,
     jobs: mpsc::Sender<Job>,
     write_backs: mpsc::Sender<WriteBack>,
     waiting: Arc<std::sync::atomic::AtomicUsize>,
@@ -60,6 +72,7 @@ impl Kernel {
         let (jobs, job_receiver) = mpsc::channel();
         let (write_backs, write_back_receiver) = mpsc::channel::<WriteBack>();
         let waiting = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let below = cache.clone();
         let worker = Worker {
             cache: cache.clone(),
             shared: Arc::downgrade(shared),
@@ -78,6 +91,7 @@ impl Kernel {
                 }
             })?;
         Ok(Kernel {
+            cache: below,
             jobs,
             write_backs,
             waiting,
@@ -116,10 +130,12 @@ impl Worker {
         while let Ok(job) = jobs.recv() {
             let waiting = self.waiting.fetch_sub(1, Ordering::Relaxed);
             match job {
+                Job::DropNames => self.cache.drop_names(),
                 Job::DropAttributes(node) => self.cache.drop_attributes(node),
                 Job::DropPages(node, range) => {
-                    self.cache.drop_pages(node.no, range);
-                    node.drops.fetch_sub(1, Ordering::Release);
+                    if let Some(shared) = self.shared.upgrade() {
+                        shared.drop_now(&node, range);
+                    }
                 }
                 Job::Taken(change) => {
                     if let Some(shared) = self.shared.upgrade() {
@@ -177,9 +193,49 @@ impl Worker {
                     buffer.extend_from_slice(source);
                 })
         });
-        if copied.is_ok() && !self.buffer.is_empty() {
+        let leased = || (self.shared.upgrade()).is_some_and(|shared| shared.link.may_use_copies());
+        if copied.is_ok() && !self.buffer.is_empty() && leased() {
             self.cache
                 .put_pages(region.node.no, bytes.start, &self.buffer);
+            if !leased() {
+                self.cache.drop_pages(region.node.no, bytes);
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Pages of it are going to be dropped.
+    pub(super) fn begin_drop(&self) {
+        self.drops.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn end_drop(&self) {
+        self.drops.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Shared {
+    /// Drops pages, as was announced by [`Node::begin_drop`].
+    pub(super) fn drop_now(&self, node: &Node, range: ByteRange) {
+        if let Some(kernel) = self.kernel.get() {
+            let note = || {
+                let now = self.link.clock.elapsed().as_nanos() as u64;
+                node.last_drop_ns.store(now, Ordering::Release);
+            };
+            note();
+            kernel.cache.drop_pages(node.no, range);
+            note();
+        }
+        node.end_drop();
+    }
+
+    /// A program has stored by write(2): should it have been on its way while pages were dropped, the kernel may have
+    /// read what was there before.
+    pub(super) fn was_written(&self, node: &Arc<Node>, range: ByteRange) {
+        let last = Duration::from_nanos(node.last_drop_ns.load(Ordering::Acquire));
+        if !last.is_zero() && self.link.clock.elapsed() < last + ON_ITS_WAY_MAX {
+            self.drop_pages(node, range);
         }
     }
 }

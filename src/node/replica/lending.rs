@@ -175,11 +175,16 @@ impl super::files::OpenFile {
     pub fn seek_lent(&self, offset: u64, data: bool) -> Option<Result<u64>> {
         (self.way.get() == Some(&Way::Lent)).then(|| {
             let end = self.region.look(|inner| inner.lending.bytes);
-            match (offset < end, data) {
-                (false, _) => Err(Errno::NXIO),
-                (true, true) => Ok(offset),
-                (true, false) => Ok(end),
-            }
+            seek_data(end, offset, data)
         })
+    }
+}
+
+/// SEEK_DATA or SEEK_HOLE where all up to `end` is data.
+pub(super) fn seek_data(end: u64, offset: u64, data: bool) -> Result<u64> {
+    match (offset < end, data) {
+        (false, _) => Err(Errno::NXIO),
+        (true, true) => Ok(offset),
+        (true, false) => Ok(end),
     }
 }

@@ -13,11 +13,12 @@
 //! when theirs breaks: those that change something carry a number under which the authority answers a
 //! repetition with the first outcome.
 
-use super::LinkState;
+use super::clock::{Clock, Timer};
 use super::keeper::Keeper;
+use super::{LinkState, ReplicaOptions};
 use crate::region::{ClientId, Lease, Tick};
 use crate::store::{Errno, Result};
-use crate::transport::Dialer;
+use crate::transport::Route;
 use crate::transport::stream::{self, StreamError};
 use crate::wire::{
     Answer, AuthorityEvent, ChangeRequest, ReadRequest, RelPath, ReplicaEvent, Reply, Request,
@@ -27,8 +28,9 @@ use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// How long to wait before a request is repeated over the same connection.
 const REPEAT_PAUSE: Duration = Duration::from_millis(100);
@@ -53,23 +55,33 @@ pub(super) enum LinkEvent {
     Event(AuthorityEvent),
     /// The lease has run out: the kernel's copies are to be dropped.
     LeaseLost,
+    /// The link is up again.
+    Up,
     /// This renewal of the lease was answered, and all that came before the answer has been reported.
     Renewed(u64),
 }
 
 /// The link of one replica.
 pub(super) struct Link {
-    pub dialer: Dialer,
+    pub route: Route,
     pub client: ClientId,
     pub subtree: RelPath,
     pub read_only: bool,
     pub session: watch::Sender<Option<Session>>,
+    /// Since when there is a session, or none.
+    pub since: Mutex<SystemTime>,
+    /// Why there is none.
+    pub trouble: Mutex<Option<String>>,
     pub lease: Mutex<Lease>,
-    /// Told whenever the lease is renewed.
+    /// Told whenever the lease is renewed, copies may be used without one, or the link is closed.
     renewed: watch::Sender<()>,
-    /// End of the lease in nanoseconds after `base`: read on every hit.
+    /// End of the lease in nanoseconds on `clock`: read on every hit.
     lease_end: AtomicU64,
-    base: Instant,
+    /// Copies are used also without a lease while the link is lost: `--offline serve`.
+    pub serve_offline: bool,
+    /// That is so now.
+    adrift: AtomicBool,
+    pub clock: Clock,
     changes: Mutex<Changes>,
     outgoing: mpsc::UnboundedSender<ReplicaEvent>,
     pub closing: AtomicBool,
@@ -77,6 +89,7 @@ pub(super) struct Link {
     /// wait as long again.
     pub silent: AtomicBool,
     pub waiting: AtomicU64,
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Numbers of requests that change something.
@@ -126,59 +139,92 @@ impl Drop for Waiting<'_> {
 impl Link {
     /// Connects and is let in; from then on keeps itself up.
     pub async fn connect(
-        dialer: Dialer,
-        subtree: RelPath,
-        read_only: bool,
+        route: Route,
+        options: &ReplicaOptions,
     ) -> std::result::Result<(Arc<Link>, Session, mpsc::Receiver<LinkEvent>), String> {
         let mut client = [0; 16];
         rustix::rand::getrandom(&mut client, rustix::rand::GetRandomFlags::empty())
             .map_err(|e| format!("no random numbers: {e}"))?;
         let (outgoing, outgoing_receiver) = mpsc::unbounded_channel();
+        let clock = Clock::new();
         let link = Arc::new(Link {
-            dialer,
+            route,
             client: ClientId(client),
-            subtree,
-            read_only,
+            subtree: options.subtree.clone(),
+            read_only: options.read_only,
             session: watch::Sender::new(None),
-            lease: Mutex::new(Lease::new(Instant::now(), Duration::ZERO)),
+            since: Mutex::new(SystemTime::now()),
+            trouble: Mutex::new(None),
+            lease: Mutex::new(Lease::new(clock.now(), Duration::ZERO)),
             renewed: watch::Sender::new(()),
             lease_end: AtomicU64::new(0),
-            base: Instant::now(),
+            serve_offline: options.serve_offline,
+            adrift: AtomicBool::new(false),
+            clock,
             changes: Mutex::default(),
             outgoing,
             closing: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
+            keeper: Mutex::new(None),
         });
         let attached = link.attach(1, 0).await.map_err(|e| e.to_string())?;
         let session = attached.session.clone();
+        link.set_lease(|ours| *ours = attached.lease.clone());
         link.session.send_replace(Some(session.clone()));
+        let timer = Timer::new(clock).map_err(|e| format!("no timer: {e}"))?;
         let (events, events_receiver) = mpsc::channel(64);
         let keeper = Keeper {
             link: link.clone(),
             events,
             outgoing: outgoing_receiver,
+            timer,
         };
-        tokio::spawn(keeper.run(attached));
+        *link.keeper.lock() = Some(tokio::spawn(keeper.run(attached)));
         Ok((link, session, events_receiver))
     }
 
     /// `host:port`.
     pub fn name(&self) -> String {
-        self.dialer.name()
+        self.route.dialer().name()
+    }
+
+    /// Whether copies are those of the authority.
+    pub fn lease_is_valid(&self) -> bool {
+        (self.clock.elapsed().as_nanos() as u64) < self.lease_end.load(Ordering::Acquire)
+    }
+
+    /// Whether the link and the lease are lost, and copies are used all the same.
+    pub fn is_adrift(&self) -> bool {
+        self.adrift.load(Ordering::Acquire)
     }
 
     /// Whether copies may be used now.
-    pub fn lease_is_valid(&self) -> bool {
-        (self.base.elapsed().as_nanos() as u64) < self.lease_end.load(Ordering::Acquire)
+    pub fn may_use_copies(&self) -> bool {
+        self.lease_is_valid() || self.is_adrift()
+    }
+
+    /// The link is lost, and so is the lease; or it is there again.
+    pub fn set_adrift(&self, adrift: bool) {
+        let adrift = adrift && self.serve_offline;
+        if self.adrift.swap(adrift, Ordering::AcqRel) != adrift {
+            self.renewed.send_replace(());
+        }
+    }
+
+    /// Waits until [`Link::is_adrift`].
+    pub async fn until_adrift(&self) {
+        let mut renewed = self.renewed.subscribe();
+        // The sender lives in `self`: there is nothing to fail.
+        let _ = renewed.wait_for(|()| self.is_adrift()).await;
     }
 
     /// Waits until copies may be used.
-    pub async fn leased(&self) -> Result<()> {
+    pub async fn copies_usable(&self) -> Result<()> {
         let mut renewed = self.renewed.subscribe();
         loop {
             renewed.borrow_and_update();
-            if self.lease_is_valid() {
+            if self.may_use_copies() {
                 return Ok(());
             }
             if self.closing.load(Ordering::Acquire) || renewed.changed().await.is_err() {
@@ -332,12 +378,31 @@ impl Link {
             let _ = tokio::time::timeout(patience, session.connection.closed()).await;
             session.connection.close(0u32.into(), b"goodbye");
         }
+        let keeper = self.keeper.lock().take();
+        if let Some(keeper) = keeper {
+            let _ = tokio::time::timeout(patience, keeper).await;
+        }
+    }
+
+    /// Waits until the link is to be closed.
+    pub async fn closing(&self) {
+        let mut renewed = self.renewed.subscribe();
+        // The sender lives in `self`: there is nothing to fail.
+        let _ = (renewed.wait_for(|()| self.closing.load(Ordering::Acquire))).await;
+    }
+
+    /// There is a session, or none any more; how long it was the other way.
+    pub fn set_session(&self, session: Option<Session>) -> Duration {
+        let before = std::mem::replace(&mut *self.since.lock(), SystemTime::now());
+        *self.trouble.lock() = None;
+        self.session.send_replace(session);
+        before.elapsed().unwrap_or_default() // the clock was put back
     }
 
     /// Asks for a renewal before it is due; its number.
     pub fn renew_now(&self) -> u64 {
         let mut sent = 0;
-        self.set_lease(|lease| sent = lease.handle_sent(Instant::now()));
+        self.set_lease(|lease| sent = lease.handle_sent(self.clock.now()));
         self.send_event(ReplicaEvent::Renew { sent });
         sent
     }
@@ -352,7 +417,7 @@ impl Link {
     pub fn set_lease(&self, change: impl FnOnce(&mut Lease)) {
         let mut lease = self.lease.lock();
         change(&mut lease);
-        let end = lease.ends().saturating_duration_since(self.base).as_nanos() as u64;
+        let end = self.clock.at(lease.ends()).as_nanos() as u64;
         self.lease_end.store(end, Ordering::Release);
         drop(lease);
         self.renewed.send_replace(());

@@ -7,14 +7,18 @@
 //! | `names`, `attrs`, `files` | what a front end calls, by what it is about |
 //! | `region` | one region: core, local copy, who waits |
 //! | `inner` | what its lock guards |
+//! | `locks` | locks that programs hold |
 //! | `lending` | copies that the kernel reads by itself |
 //! | `copies` | which regions and copies there are |
+//! | `full` | the disk of the copies is full |
+//! | `refused` | pushes that the authority refuses |
 //! | `cache` | copies that outlive the mount, and room for them |
 //! | `transfer` | pull and push tasks |
 //! | `compare` | comparing bytes from before with the authority's |
 //! | `unsynced` | what was pushed and may be lost again |
 //! | `events` | invalidations, and what follows a lost link |
 //! | `kernel` | keeping the kernel's cache coherent |
+//! | `revoke` | taking it back when the lease is lost |
 //! | `learn` | in which order regions are touched |
 //! | `status` | what is going on; the end |
 //!
@@ -27,30 +31,37 @@
 
 mod attrs;
 mod cache;
+mod clock;
 mod compare;
 mod copies;
 mod events;
 mod files;
+mod full;
 mod inner;
 mod keeper;
 mod kernel;
 mod learn;
 mod lending;
 mod link;
+mod listing;
+mod locks;
 mod names;
 mod nodes;
+mod refused;
 mod region;
+mod revoke;
 mod status;
 mod transfer;
 mod unsynced;
 
 pub use cache::conflicts::Conflict;
 pub use lending::Backing;
+pub use locks::LockAsked;
 pub use status::{LinkState, RegionStatus, Status};
 
 use crate::region::Tick;
 use crate::store::{Errno, Result};
-use crate::transport::Dialer;
+use crate::transport::Route;
 use crate::units::ByteRange;
 use crate::wire::{Attr, Caller, Capabilities, RelPath};
 use parking_lot::{Mutex, RwLock};
@@ -90,6 +101,8 @@ pub struct ReplicaOptions {
     pub read_only: bool,
     /// The source does not change: where changes are refused as well, the kernel may read whole copies itself.
     pub immutable: bool,
+    /// The kernel may keep names: see [`KernelCache::drop_names`].
+    pub keep_names: bool,
     /// Which part of the export is the root.
     pub subtree: RelPath,
     /// Where local copies are kept; `None`: in memory.
@@ -106,6 +119,8 @@ pub struct ReplicaOptions {
     pub push_interval: Duration,
     /// `--soft`: give `EIO` after this time without an answer; `None`: wait (`--hard`).
     pub soft: Option<Duration>,
+    /// `--offline serve`: use copies also without a lease while the link is lost.
+    pub serve_offline: bool,
     /// Let frames be compressed.
     pub compress: bool,
     /// Writers wait while this many bytes are dirty.
@@ -117,6 +132,7 @@ impl Default for ReplicaOptions {
         ReplicaOptions {
             read_only: false,
             immutable: false,
+            keep_names: false,
             subtree: RelPath::root(),
             cache: None,
             source: SourceName::Key,
@@ -125,6 +141,7 @@ impl Default for ReplicaOptions {
             learn: true,
             push_interval: Duration::from_secs(1),
             soft: None,
+            serve_offline: false,
             compress: true,
             dirty_bytes_max: 256 << 20,
         }
@@ -140,8 +157,10 @@ pub struct Entry {
     pub generation: u64,
     /// Attributes, owners mapped to this machine.
     pub attr: Attr,
-    /// How long the kernel may keep the attributes; names are never to be kept.
+    /// How long the kernel may keep the attributes.
     pub ttl: Duration,
+    /// How long it may keep that a name stands for the node, where it heeds [`KernelCache::drop_names`].
+    pub name_ttl: Duration,
 }
 
 /// An entry of a directory being read.
@@ -160,6 +179,9 @@ pub struct DirItem {
 pub trait KernelCache: Send + Sync + 'static {
     /// Drop the attributes of a node.
     fn drop_attributes(&self, node: NodeNo);
+    /// Look all names up anew when they are used next. What is mounted below a folder of this one's is unmounted
+    /// then, when somebody goes through that folder.
+    fn drop_names(&self);
     /// Drop pages (dirty ones are written back first) and attributes. An `end` of `u64::MAX`: to the end.
     fn drop_pages(&self, node: NodeNo, range: ByteRange);
     /// Put bytes into the page cache. Only while no program has the file open for writing.
@@ -180,8 +202,9 @@ pub(crate) struct Shared {
     runtime: tokio::runtime::Handle,
     nodes: nodes::Nodes,
     files: RwLock<HashMap<HandleNo, Arc<files::OpenFile>>>,
-    dirs: RwLock<HashMap<HandleNo, Arc<names::DirHandle>>>,
+    dirs: RwLock<HashMap<HandleNo, Arc<listing::DirHandle>>>,
     next_handle: AtomicU64,
+    locks: locks::HeldLocks,
     /// Nodes that have a region.
     regions: Mutex<HashMap<NodeNo, Arc<nodes::Node>>>,
     kernel: OnceLock<kernel::Kernel>,
@@ -195,6 +218,8 @@ pub(crate) struct Shared {
     generation: AtomicU64,
     /// Dirty bytes of all regions.
     dirty_bytes: watch::Sender<u64>,
+    /// Told of each push that is refused.
+    refusals: watch::Sender<()>,
     /// Copies that outlive this mount.
     cache: Option<cache::Cache>,
     /// What is to be recorded of them.
@@ -202,6 +227,12 @@ pub(crate) struct Shared {
     bases_recorded: Notify,
     /// Bytes of all local copies, also of those that nobody uses.
     copy_bytes: AtomicU64,
+    /// What copies may take on their disk, as far as that has been full.
+    disk_bytes: AtomicU64,
+    /// Held by the store that room is being made for.
+    disk_turn: tokio::sync::Mutex<()>,
+    /// Regions at one time, for want of descriptors.
+    regions_max: usize,
     /// Copies are being given up.
     making_room: AtomicBool,
     /// The kernel will not read copies itself.
@@ -226,12 +257,10 @@ impl Replica {
     /// # Errors
     /// One line for the user.
     pub async fn connect(
-        dialer: Dialer,
+        route: impl Into<Route>,
         options: ReplicaOptions,
     ) -> std::result::Result<Arc<Replica>, String> {
-        let subtree = options.subtree.clone();
-        let (link, session, events) =
-            link::Link::connect(dialer, subtree, options.read_only).await?;
+        let (link, session, events) = link::Link::connect(route.into(), &options).await?;
         let root = &session.welcome.root;
         let nodes = nodes::Nodes::new(root);
         if let Ok(node) = nodes.get(ROOT) {
@@ -247,6 +276,7 @@ impl Replica {
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_handle: AtomicU64::new(1),
+            locks: locks::HeldLocks::default(),
             regions: Mutex::default(),
             kernel: OnceLock::new(),
             owners: attrs::Owners::default(),
@@ -256,10 +286,14 @@ impl Replica {
             boot: AtomicU64::new(session.welcome.boot),
             generation: AtomicU64::new(session.generation),
             dirty_bytes: watch::Sender::new(0),
+            refusals: watch::Sender::new(()),
             cache,
             recording: Mutex::default(),
             bases_recorded: Notify::new(),
             copy_bytes: AtomicU64::new(0),
+            disk_bytes: AtomicU64::new(u64::MAX),
+            disk_turn: tokio::sync::Mutex::default(),
+            regions_max: copies::regions_max(),
             making_room: AtomicBool::new(false),
             lending_refused: AtomicBool::new(false),
             uses: AtomicU64::new(0),
@@ -336,6 +370,28 @@ impl Replica {
     }
 }
 
+impl Replica {
+    /// As [`Replica::bounded`], unless the link is lost, copies are used all the same, and `known` has what is wanted.
+    async fn or_adrift<R>(
+        &self,
+        ask: impl Future<Output = Result<R>>,
+        known: impl Future<Output = Option<R>>,
+    ) -> Result<R> {
+        if !self.shared.options.serve_offline {
+            return self.bounded(ask).await;
+        }
+        let adrift = async {
+            self.shared.link.until_adrift().await;
+            known.await
+        };
+        tokio::select! {
+            biased;
+            Some(known) = adrift => Ok(known),
+            outcome = self.bounded(ask) => outcome,
+        }
+    }
+}
+
 impl Shared {
     fn new_handle(&self) -> HandleNo {
         HandleNo(self.next_handle.fetch_add(1, Ordering::Relaxed))
@@ -358,14 +414,6 @@ impl Shared {
     /// Whether a writer need not wait.
     fn has_room(&self) -> bool {
         *self.dirty_bytes.borrow() < self.dirty_bytes_max()
-    }
-
-    async fn wait_for_room(&self) {
-        let mut dirty = self.dirty_bytes.subscribe();
-        // The sender lives in `self`: there is nothing to fail.
-        let _ = dirty
-            .wait_for(|&dirty| dirty < self.dirty_bytes_max())
-            .await;
     }
 
     /// Forgets nodes that nobody refers to, when there are many.

@@ -1,47 +1,25 @@
-//! Names: looking up, making, linking, renaming, removing, listing.
+//! Names: looking up, making, linking, renaming, removing.
 
+use super::kernel::Job;
 use super::nodes::{Cached, Node};
-use super::{DirItem, Entry, HandleNo, NodeNo, ROOT, Replica, Shared};
+use super::{Entry, HandleNo, NodeNo, Replica, Shared};
 use crate::region::Tick;
 use crate::store::{Errno, Result};
-use crate::wire::{
-    self, Answer, Attr, Caller, ChangeRequest, DirEntry, Make, Name, ReadRequest, RenameMode,
-};
-use std::ffi::OsString;
+use crate::wire::{Answer, Attr, Caller, ChangeRequest, Make, Name, ReadRequest, RenameMode};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-/// A directory that is being read: what it listed so far.
-pub(super) struct DirHandle {
-    dir: Arc<Node>,
-    listing: tokio::sync::Mutex<Listing>,
-}
-
-#[derive(Default)]
-struct Listing {
-    items: Vec<(Name, Arc<Node>, Attr)>,
-    /// To go on at the authority; `None` at the end.
-    next: Option<u64>,
-}
-
-/// Entries handed to a front end at once.
-const BATCH: usize = 512;
 
 impl Shared {
-    /// The authority has listed an entry of a directory.
-    fn listed(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Arc<Node> {
+    /// The authority says that `name` in `dir` is the node `attr` is of.
+    pub(super) fn listed(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Arc<Node> {
         let node = self.nodes.know(attr, dir, name);
-        dir.learn_name(name, Some(node.no), at);
+        self.learn_name(dir, name, Some(node.no), at);
         self.adopt(&node, attr, at);
         node
     }
 
-    /// Takes in what the authority has listed of the root when it let this mount in.
-    pub(super) fn take_in(&self, listing: &wire::Listing) {
-        if let Ok(root) = self.nodes.get(ROOT) {
-            for entry in &listing.entries {
-                self.listed(&root, &entry.name, &entry.attr, listing.at);
-            }
+    fn learn_name(&self, dir: &Node, name: &Name, node: Option<NodeNo>, at: Tick) {
+        if !dir.learn_name(name, node, at) {
+            self.queue(Job::DropNames);
         }
     }
 }
@@ -50,33 +28,32 @@ impl Replica {
     /// Looks a name up and raises the node's lookup count.
     pub async fn lookup(&self, dir: NodeNo, name: &Name) -> Result<Entry> {
         let dir = self.shared.nodes.get(dir)?;
-        if self.shared.link.lease_is_valid() {
-            match self.shared.nodes.cached(&dir, name) {
-                Cached::Absent => return Err(Errno::NOENT),
-                Cached::Node(node) => {
-                    if let Some(attr) = node.cached_attr() {
-                        return Ok(self.refer(&node, &attr));
-                    }
-                }
-                Cached::Unknown => {}
-            }
+        let cached = || match self.shared.nodes.cached(&dir, name) {
+            Cached::Absent => Some(Err(Errno::NOENT)),
+            Cached::Node(node) => Some(Ok(self.refer(&node, &node.cached_attr()?))),
+            Cached::Unknown => None,
+        };
+        if self.shared.link.may_use_copies()
+            && let Some(found) = cached()
+        {
+            return found;
         }
-        self.bounded(async {
+        let ask = async {
             let request = ReadRequest::Lookup {
                 dir: dir.to_wire()?,
                 name: name.clone(),
             };
             match self.shared.link.read_at_tick(request).await? {
-                (at, Ok(Answer::Attr(attr))) => Ok(self.found(&dir, name, &attr, at)),
+                (at, Ok(Answer::Attr(attr))) => Ok(Ok(self.found(&dir, name, &attr, at))),
                 (at, Err(Errno::NOENT)) => {
-                    dir.learn_name(name, None, at);
+                    self.shared.learn_name(&dir, name, None, at);
                     Err(Errno::NOENT)
                 }
                 (_, Err(errno)) => Err(self.after(&dir, errno)),
                 _ => Err(Errno::PROTO),
             }
-        })
-        .await
+        };
+        self.or_adrift(ask, async { cached() }).await?
     }
 
     /// As [`Replica::lookup`], without asking, by what was last known: good enough for finding pages to write back.
@@ -91,9 +68,7 @@ impl Replica {
 
     /// Takes in that `name` in `dir` is the node `attr` is of; refers to it.
     fn found(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Entry {
-        let node = self.shared.nodes.know(attr, dir, name);
-        dir.learn_name(name, Some(node.no), at);
-        self.shared.adopt(&node, attr, at);
+        let node = self.shared.listed(dir, name, attr, at);
         self.refer(&node, attr)
     }
 
@@ -111,7 +86,7 @@ impl Replica {
     }
 
     /// After an answer with `errno` to a request about `dir`: a stale path is not used again.
-    fn after(&self, dir: &Arc<Node>, errno: Errno) -> Errno {
+    pub(super) fn after(&self, dir: &Arc<Node>, errno: Errno) -> Errno {
         if errno == Errno::STALE || errno == Errno::NOENT || errno == Errno::NOTDIR {
             let mut place = dir.state.lock().place.clone();
             dir.forget_names();
@@ -119,6 +94,7 @@ impl Replica {
                 above.forget_name(&name);
                 place = above.state.lock().place.clone();
             }
+            self.shared.queue(Job::DropNames);
         }
         errno
     }
@@ -228,7 +204,7 @@ impl Replica {
                 node.touch();
             }
             let (at, _) = self.change_names(&dir, &[name], request).await?;
-            dir.learn_name(name, None, at);
+            self.shared.learn_name(&dir, name, None, at);
             if let Cached::Node(node) = known {
                 self.lost_name(&node, &dir, name).await;
             }
@@ -240,8 +216,7 @@ impl Replica {
     /// A node has lost a name: other names of it are found again by looking them up.
     async fn lost_name(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &Name) {
         node.touch();
-        self.shared
-            .queue(super::kernel::Job::DropAttributes(node.no));
+        self.shared.queue(Job::DropAttributes(node.no));
         if node.is_at(dir, name) {
             node.unset_place();
             self.shared.unlinked(node).await;
@@ -303,8 +278,7 @@ impl Replica {
         if let Cached::Node(node) = moved {
             node.touch();
             node.set_place(to_dir, to);
-            self.shared
-                .queue(super::kernel::Job::DropAttributes(node.no));
+            self.shared.queue(Job::DropAttributes(node.no));
         }
         if let Cached::Node(node) = target {
             if mode == RenameMode::Exchange {
@@ -335,117 +309,6 @@ impl Replica {
         }
         dir.touch();
         outcome.map_err(|errno| self.after(dir, errno))
-    }
-
-    /// Opens a directory: what it lists is as of its last read at cursor 0.
-    pub fn open_dir(&self, dir: NodeNo) -> Result<HandleNo> {
-        let dir = self.shared.nodes.get(dir)?;
-        let handle = self.shared.new_handle();
-        let listing = tokio::sync::Mutex::new(Listing::default());
-        let open = Arc::new(DirHandle { dir, listing });
-        self.shared.dirs.write().insert(handle, open);
-        Ok(handle)
-    }
-
-    /// Closes a directory.
-    pub fn close_dir(&self, handle: HandleNo) {
-        self.shared.dirs.write().remove(&handle);
-        self.shared.sweep();
-    }
-
-    /// Entries after `cursor` (0: from the start, anew), `.` and `..` among them; empty at the end.
-    pub async fn read_dir(&self, handle: HandleNo, cursor: u64) -> Result<Vec<DirItem>> {
-        let open = self
-            .shared
-            .dirs
-            .read()
-            .get(&handle)
-            .cloned()
-            .ok_or(Errno::BADF)?;
-        let mut listing = open.listing.lock().await;
-        if cursor == 0 {
-            let wanted = &self.shared.xattrs_wanted;
-            let fewer = |listings: u32| listings.checked_sub(1);
-            // Who wants them asks anew where they do not come any more.
-            let _ = wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
-            *listing = Listing {
-                items: Vec::new(),
-                next: Some(0),
-            };
-            return self.dots(&open.dir).await;
-        }
-        // Cursors 1 and 2 are behind `.` and `..`; the entry at index n has cursor n + 3.
-        let index = cursor.saturating_sub(2) as usize;
-        while listing.items.len() <= index && listing.next.is_some() {
-            self.bounded(self.list_more(&open.dir, &mut listing))
-                .await?;
-        }
-        let items = listing.items.iter().enumerate().skip(index).take(BATCH);
-        Ok(items
-            .map(|(index, (name, node, attr))| {
-                let attr = node.cached_attr().unwrap_or(*attr);
-                let mut entry = self.shared.entry(node, &attr);
-                entry.ttl = std::time::Duration::ZERO;
-                DirItem {
-                    name: OsString::from(name.clone()),
-                    entry,
-                    cursor: index as u64 + 3,
-                }
-            })
-            .collect())
-    }
-
-    async fn dots(&self, dir: &Arc<Node>) -> Result<Vec<DirItem>> {
-        let this = self.get_attr(dir.no).await?;
-        let above = dir
-            .state
-            .lock()
-            .place
-            .clone()
-            .map_or(ROOT, |(above, _)| above.no);
-        let above = Entry {
-            node: above,
-            ..this
-        };
-        Ok(vec![
-            DirItem {
-                name: ".".into(),
-                entry: this,
-                cursor: 1,
-            },
-            DirItem {
-                name: "..".into(),
-                entry: above,
-                cursor: 2,
-            },
-        ])
-    }
-
-    async fn list_more(&self, dir: &Arc<Node>, listing: &mut Listing) -> Result<()> {
-        let Some(cursor) = listing.next else {
-            return Ok(());
-        };
-        let request = ReadRequest::ReadDir {
-            dir: dir.to_wire()?,
-            cursor,
-            xattrs: self.shared.xattrs_wanted.load(Ordering::Relaxed) > 0,
-        };
-        let (at, answer) = self
-            .shared
-            .link
-            .read(request)
-            .await
-            .map_err(|errno| self.after(dir, errno))?;
-        let Answer::Entries(entries) = answer else {
-            return Err(Errno::PROTO);
-        };
-        listing.next = entries.last().map(|entry| entry.cursor);
-        for entry in entries {
-            let DirEntry { name, attr, .. } = entry;
-            let node = self.shared.listed(dir, &name, &attr, at);
-            listing.items.push((name, node, attr));
-        }
-        Ok(())
     }
 
     /// Makes changes to a directory durable.

@@ -36,9 +36,14 @@ pub(super) struct Node {
     pub state: Mutex<NodeState>,
     /// Times that pages are still to be dropped from the kernel's cache.
     pub drops: AtomicU32,
+    /// When the kernel was told last to drop some, on the clock of the link; 0: never.
+    pub last_drop_ns: AtomicU64,
     /// The region of a regular file, while it is open or a copy of it is kept.
     pub region: Mutex<Option<Arc<Region>>>,
 }
+
+/// All names of a directory, and what they stand for, in the order in which they are listed.
+pub(super) type WholeListing = Arc<[(Name, NodeNo)]>;
 
 /// What is cached of a node.
 pub(super) struct NodeState {
@@ -51,6 +56,10 @@ pub(super) struct NodeState {
     xattrs: Option<(Vec<u8>, Tick)>,
     /// Of a directory: names known to be there, or not.
     names: HashMap<Name, Option<NodeNo>>,
+    /// All of those there are, in order, if they are known.
+    listing: Option<WholeListing>,
+    /// Counts what made `names` or `listing` other ones.
+    names_version: u64,
     /// What the content was like when the copy was last known to be good.
     pub content: Option<Content>,
     /// As of when that was told; `None` if on the clock of an earlier session.
@@ -67,6 +76,13 @@ pub(super) struct Content {
 }
 
 impl Content {
+    /// Like nothing that there is.
+    const UNKNOWN: Content = Content {
+        size: u64::MAX,
+        mtime: Time { secs: 0, nanos: 0 },
+        ctime: None,
+    };
+
     fn of(stamp: Stamp) -> Content {
         Content {
             size: stamp.size,
@@ -79,6 +95,18 @@ impl Content {
         self.size == stamp.size
             && self.mtime == stamp.mtime
             && self.ctime.is_none_or(|ctime| ctime == stamp.ctime)
+    }
+}
+
+impl NodeState {
+    fn forget_names(&mut self) {
+        self.names.clear();
+        self.forget_listing();
+    }
+
+    fn forget_listing(&mut self) {
+        self.listing = None;
+        self.names_version += 1;
     }
 }
 
@@ -98,12 +126,15 @@ impl Node {
             lookups: AtomicU64::new(0),
             seen: AtomicU64::new(0),
             drops: AtomicU32::new(0),
+            last_drop_ns: AtomicU64::new(0),
             state: Mutex::new(NodeState {
                 place,
                 attr: None,
                 stale_until: Tick(0),
                 xattrs: None,
                 names: HashMap::new(),
+                listing: None,
+                names_version: 0,
                 content: None,
                 content_at: None,
             }),
@@ -219,7 +250,7 @@ impl Node {
         if state.xattrs.as_ref().is_some_and(|(_, known)| *known < at) {
             state.xattrs = None;
         }
-        state.names.clear();
+        state.forget_names();
         if bytes {
             // Announced, and so taken in exactly: the next attributes are not a surprise.
             state.content = None;
@@ -234,8 +265,10 @@ impl Node {
         state.attr = None;
         state.xattrs = None;
         state.stale_until = Tick(0);
+        // What was announced was taken in, but not what it was like then: what has changed since would not show.
+        state.content.get_or_insert(Content::UNKNOWN);
         state.content_at = None;
-        state.names.clear();
+        state.forget_names();
         self.seen.store(0, Ordering::Relaxed);
     }
 
@@ -259,26 +292,57 @@ impl Node {
         self.state.lock().names.get(name).copied()
     }
 
-    /// Remembers what a name stands for, from an answer made at `at`.
-    pub fn learn_name(&self, name: &Name, node: Option<NodeNo>, at: Tick) {
+    /// Remembers what a name stands for, from an answer made at `at`. False if it stood for something else and
+    /// nobody has said so: the kernel may still think that.
+    pub fn learn_name(&self, name: &Name, node: Option<NodeNo>, at: Tick) -> bool {
         self.seen.fetch_max(at.0, Ordering::Relaxed);
         let mut state = self.state.lock();
-        if at >= state.stale_until {
-            if state.names.len() >= NAMES_MAX {
-                state.names.clear();
-            }
-            state.names.insert(name.clone(), node);
+        if at < state.stale_until {
+            return true;
         }
+        if state.names.len() >= NAMES_MAX {
+            state.names.clear();
+        }
+        let before = state.names.insert(name.clone(), node);
+        if before.is_none() && node.is_some() {
+            state.listing = None; // it is not in there
+        }
+        let same = before.is_none_or(|before| before == node);
+        if !same {
+            state.forget_listing();
+        }
+        same
     }
 
     /// Forgets what a name stands for.
     pub fn forget_name(&self, name: &Name) {
-        self.state.lock().names.remove(name);
+        let mut state = self.state.lock();
+        state.names.remove(name);
+        state.forget_listing();
     }
 
     /// Forgets all names.
     pub fn forget_names(&self) {
-        self.state.lock().names.clear();
+        self.state.lock().forget_names();
+    }
+
+    /// The whole listing, if it is known, and [`Node::names_version`].
+    pub fn kept_listing(&self) -> Option<(WholeListing, u64)> {
+        let state = self.state.lock();
+        Some((state.listing.clone()?, state.names_version))
+    }
+
+    /// Changes whenever a name comes to stand for something else.
+    pub fn names_version(&self) -> u64 {
+        self.state.lock().names_version
+    }
+
+    /// Remembers a whole listing that began when [`Node::names_version`] was `version`.
+    pub fn keep_listing(&self, listing: WholeListing, version: u64) {
+        let mut state = self.state.lock();
+        if state.names_version == version {
+            state.listing = Some(listing);
+        }
     }
 
     /// Whether it is in the directory under this name, as far as known.
@@ -316,6 +380,8 @@ impl Node {
 /// All nodes a replica knows.
 pub(super) struct Nodes {
     table: RwLock<Table>,
+    /// The newest change of a node that was not known.
+    unknown_until: AtomicU64,
 }
 
 struct Table {
@@ -332,6 +398,7 @@ impl Nodes {
         let node = Node::new(ROOT, root.id, root.kind, None);
         node.lookups.store(1, Ordering::Relaxed);
         Nodes {
+            unknown_until: AtomicU64::new(0),
             table: RwLock::new(Table {
                 by_no: HashMap::from([(ROOT, node)]),
                 by_id: HashMap::from([(root.id, ROOT)]),
@@ -349,6 +416,25 @@ impl Nodes {
             .get(&no)
             .cloned()
             .ok_or(Errno::STALE)
+    }
+
+    /// The node with this identity of which the authority says that it changed at `at`. Where it is not known, an
+    /// older answer that makes it known may be on its way: what that says is not kept.
+    pub fn changed(&self, id: FileId, at: Tick) -> Option<Arc<Node>> {
+        let table = self.table.read();
+        let no = table.by_id.get(&id);
+        if no.is_none() {
+            self.unknown_until.fetch_max(at.0, Ordering::Relaxed);
+        }
+        no.and_then(|no| table.by_no.get(no)).cloned()
+    }
+
+    /// Ticks begin anew.
+    pub fn reset(&self) {
+        self.unknown_until.store(0, Ordering::Relaxed);
+        for node in self.all() {
+            node.reset();
+        }
     }
 
     /// The node with this identity, if it is known.
@@ -395,6 +481,7 @@ impl Nodes {
             wanted
         };
         let node = Node::new(no, attr.id, attr.kind, Some((dir.clone(), name.clone())));
+        node.state.lock().stale_until = Tick(self.unknown_until.load(Ordering::Relaxed));
         table.by_no.insert(no, node.clone());
         table.by_id.insert(attr.id, no);
         node

@@ -13,6 +13,7 @@
 use super::inner::Inner;
 use super::learn::Touches;
 use super::nodes::Node;
+use super::refused::Refusal;
 use super::{Shared, compare, transfer};
 use crate::region::{Compared, ComparisonId, Failure, PullId, Push};
 use crate::store::{Errno, Result};
@@ -101,6 +102,9 @@ impl Region {
         let inner = self.inner.read();
         let until = offset.saturating_add(u64::from(len));
         let below = |end: u64| ByteRange::new(offset.min(end), until.min(end));
+        if inner.is_storing(ByteRange::new(offset, until)) {
+            return None;
+        }
         if !inner.core.is_present(below(inner.core.reach())) {
             return None;
         }
@@ -164,11 +168,18 @@ impl Region {
             self.drive(inner);
             return Some(Err(errno));
         }
-        if inner.core.dirty_pages() * PAGE_BYTES >= PUSH_EARLY_BYTES {
+        if inner.core.dirty_pages() * PAGE_BYTES >= PUSH_EARLY_BYTES && !inner.rests() {
             inner.push_now = true;
         }
         self.drive(inner);
         Some(Ok(()))
+    }
+
+    /// A store of a program that may have to wait: what it touches is not read before it is made.
+    pub fn begin_store(self: &Arc<Self>, range: ByteRange) -> StoreHold {
+        let pages = range.pages_touched();
+        self.update(|inner| inner.storing.push(pages));
+        StoreHold(self.clone(), pages)
     }
 
     /// Starts a flush; the receiver is told when all that was dirty has been taken. `None`: nothing was.
@@ -187,9 +198,14 @@ impl Region {
 
     /// The push interval has passed.
     pub fn push_due(self: &Arc<Self>) {
-        if self.look(|inner| inner.core.dirty_pages() > 0) {
-            self.update(|inner| inner.push_now = true);
+        if self.look(|inner| inner.core.dirty_pages() > 0 && !inner.rests()) {
+            self.push_again();
         }
+    }
+
+    /// Somebody wants it pushed, also if that has just been refused.
+    pub fn push_again(self: &Arc<Self>) {
+        self.update(|inner| inner.push_now = true);
     }
 
     /// Waits until no push is under way, and lets none begin until the guard is dropped.
@@ -256,6 +272,7 @@ impl Region {
         let cut = self.update(|inner| {
             inner.pushes -= 1;
             inner.end_push(push.id);
+            self.note_outcome(inner, outcome.err());
             match outcome {
                 Ok(at) => {
                     for extent in &push.extents {
@@ -276,6 +293,9 @@ impl Region {
         });
         self.report_cut(cut);
         if let Some(shared) = self.shared.upgrade() {
+            if let Err(Failure::Refused(_)) = outcome {
+                shared.refusals.send_modify(|_| ());
+            }
             self.count_copy(&shared);
             let dropped = dropped.iter().map(PageRange::bytes);
             for range in dropped.chain(zeroed) {
@@ -283,6 +303,36 @@ impl Region {
             }
         }
         self.changed.notify_waiters();
+    }
+
+    /// Says so where pushes begin to be refused, and where they are taken again.
+    fn note_outcome(&self, inner: &mut Inner, failure: Option<Failure>) {
+        let before = inner.refusal;
+        match failure {
+            Some(Failure::Link) => {}
+            Some(Failure::Refused(errno)) => {
+                let errno = super::link::errno_of(errno);
+                inner.refusal = Some(Refusal::new(errno, before, Instant::now()));
+                if before.is_none_or(|before| before.errno != errno) {
+                    let path = self.node.path_or_unnamed();
+                    tracing::warn!("{path:?}: cannot be pushed, and is kept: {errno}");
+                }
+            }
+            None => {
+                inner.refusal = None;
+                if before.is_some() {
+                    tracing::info!("{:?}: is pushed again", self.node.path_or_unnamed());
+                }
+            }
+        }
+    }
+
+    /// Waits until pages are here that [`Region::fault`] asks for.
+    pub async fn wait_for(self: &Arc<Self>, offset: u64, len: u64, store: bool) -> Result<()> {
+        match self.fault(offset, len, store)? {
+            Some(woken) => woken.await.unwrap_or(Err(Errno::IO)),
+            None => Ok(()),
+        }
     }
 
     /// Bytes past the end could not be made zero in the local copy.
@@ -383,6 +433,19 @@ pub(super) struct PushHold(Arc<Region>);
 impl Drop for PushHold {
     fn drop(&mut self) {
         self.0.update(|inner| inner.hold -= 1);
+    }
+}
+
+/// While it lives what a store touches is not read.
+pub(super) struct StoreHold(Arc<Region>, PageRange);
+
+impl Drop for StoreHold {
+    fn drop(&mut self) {
+        self.0.update(|inner| {
+            let this = inner.storing.iter().position(|pages| *pages == self.1);
+            this.map(|this| inner.storing.swap_remove(this))
+        });
+        self.0.changed.notify_waiters();
     }
 }
 

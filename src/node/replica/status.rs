@@ -8,7 +8,7 @@ use crate::units::PAGE_BYTES;
 use crate::wire::RelPath;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// State of the link to the authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -18,7 +18,8 @@ pub enum LinkState {
     Up,
     /// The connection is gone; copies are still good until the lease runs out.
     Reconnecting,
-    /// The connection is gone and so is the lease: everything waits, or fails after `--soft`.
+    /// The connection is gone and so is the lease: everything waits, or fails after `--soft`; with `--offline serve`,
+    /// what is not here.
     Lost,
 }
 
@@ -29,6 +30,15 @@ pub struct Status {
     pub server: String,
     /// State of the link.
     pub link: LinkState,
+    /// Since when it is up, or not; in seconds since 1970.
+    #[serde(default)]
+    pub link_since: u64,
+    /// What went wrong when the link was last to be made again, if it is not up.
+    #[serde(default)]
+    pub link_error: Option<String>,
+    /// Copies are used also while it is lost.
+    #[serde(default)]
+    pub serve_offline: bool,
     /// Round-trip time in microseconds, as QUIC estimates it.
     pub rtt_us: u64,
     /// Bytes pulled since the mount.
@@ -68,6 +78,8 @@ pub struct RegionStatus {
     pub opens: u64,
     /// The kernel reads the copy itself.
     pub lent: bool,
+    /// Why what is dirty was not taken when it was pushed last.
+    pub refused: Option<String>,
 }
 
 impl Replica {
@@ -77,9 +89,13 @@ impl Replica {
         let nodes: Vec<_> = shared.regions.lock().values().cloned().collect();
         let mut regions: Vec<_> = nodes.iter().filter_map(region_status).collect();
         regions.sort_by(|a, b| a.path.cmp(&b.path));
+        let since = *shared.link.since.lock();
         Status {
             server: shared.link.name(),
             link: shared.link.state(),
+            link_since: (since.duration_since(UNIX_EPOCH)).map_or(0, |since| since.as_secs()),
+            link_error: shared.link.trouble.lock().clone(),
+            serve_offline: shared.options.serve_offline,
             rtt_us: shared.link.rtt().map_or(0, |rtt| rtt.as_micros() as u64),
             pulled_bytes: shared.pulled_bytes.load(Ordering::Relaxed),
             pushed_bytes: shared.pushed_bytes.load(Ordering::Relaxed),
@@ -141,6 +157,7 @@ fn region_status(node: &Arc<Node>) -> Option<RegionStatus> {
         in_flight_bytes: inner.core.in_flight_bytes(),
         opens: u64::from(inner.opens),
         lent: inner.lending.is_lent(),
+        refused: (inner.refusal).map(|refusal| std::io::Error::from(refusal.errno).to_string()),
     }))
 }
 

@@ -63,13 +63,14 @@ pub(super) async fn take_offered(
     pull_ended(&shared, &region, pull, outcome);
 }
 
-async fn outcome_of(
+/// How a transfer ended; with [`Failure::Link`] it is to be made anew, over the session there is now.
+pub(super) async fn outcome_of<R>(
     shared: &Shared,
     session: &Session,
-    pulled: std::result::Result<(), Broken>,
-) -> std::result::Result<(), Failure> {
+    pulled: std::result::Result<R, Broken>,
+) -> std::result::Result<R, Failure> {
     match pulled {
-        Ok(()) => Ok(()),
+        Ok(pulled) => Ok(pulled),
         Err(Broken::Errno(Errno::STALE | Errno::BADF)) if !is_current(shared, session) => {
             Err(Failure::Link)
         }
@@ -283,11 +284,7 @@ pub(super) async fn push(region: Arc<Region>, push: Push, generation: u64) {
             shared.pushed_bytes.fetch_add(bytes, Ordering::Relaxed);
             Ok(at)
         }
-        Err(errno) => {
-            let path = region.node.path_or_unnamed();
-            tracing::warn!("{path:?}: cannot be pushed: {errno}");
-            Err(Failure::Refused(errno.raw_os_error()))
-        }
+        Err(errno) => Err(Failure::Refused(errno.raw_os_error())),
     };
     region.push_ended(&push, outcome);
     shared.close_remote_if_idle(&region);
@@ -390,18 +387,16 @@ pub(super) async fn read_there(shared: &Shared, node: Node, range: ByteRange) ->
         Broken::Errno(errno) => errno,
         Broken::Stream(_) => Errno::IO,
     });
-    closed.and(bytes)
+    closed.and(bytes.map(|(_, _, bytes)| bytes))
 }
 
-async fn read_open(
+/// Bytes of an open file, to its end; with the tick of the answer, and the size then.
+pub(super) async fn read_open(
     session: &Session,
     handle: HandleId,
     range: ByteRange,
-) -> std::result::Result<Vec<u8>, Broken> {
+) -> std::result::Result<(Tick, u64, Vec<u8>), Broken> {
     let mut bytes = Vec::new();
-    if range.is_empty() {
-        return Ok(bytes);
-    }
     let request = Request::Read(ReadRequest::Pull {
         handle,
         start: range.start,
@@ -412,7 +407,7 @@ async fn read_open(
     let (mut send, mut receive) = link::open(session).await?;
     stream::send(&mut send, &request).await?;
     let _ = send.finish();
-    let (_, answer) = link::answer_of(link::receive_reply(&mut receive).await?)?;
+    let (at, answer) = link::answer_of(link::receive_reply(&mut receive).await?)?;
     let Answer::Pulled { size, .. } = answer else {
         return Err(Errno::PROTO.into());
     };
@@ -426,7 +421,7 @@ async fn read_open(
             Frame::Zero(zeroes) => bytes.resize(bytes.len() + zeroes as usize, 0),
         }
     }
-    Ok(bytes)
+    Ok((at, size, bytes))
 }
 
 /// The authority's handle of a region, good for `access`, opened if need be.

@@ -4,10 +4,15 @@
 //! promises that. So what was pushed since the last sync is remembered, and becomes dirty again when the
 //! authority has been started anew: it is pushed once more, and the sync that is under way, or comes next,
 //! speaks for all of it. (NFS has the write verifier for this: RFC 1813, section 3.3.21.)
+//!
+//! The same goes for a sync that fails: a kernel that cannot write pages to its disk says so once, and takes them for
+//! written afterwards.
 
+use super::region::Region;
 use crate::region::PageSet;
 use crate::units::PageRange;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Names a sync of this region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,14 @@ impl Unsynced {
     /// The authority has taken these pages.
     pub fn pushed(&mut self, pages: PageRange) {
         self.pushed.insert(pages);
+    }
+
+    /// These pages have come from the authority since: what is here of them is not what was pushed.
+    pub fn arrived(&mut self, pages: PageRange) {
+        self.pushed.remove(pages);
+        for syncing in self.syncing.values_mut() {
+            syncing.remove(pages);
+        }
     }
 
     /// A sync begins: it will speak for all that was pushed up to now.
@@ -59,6 +72,39 @@ impl Unsynced {
     }
 }
 
+/// A sync under way. Given up, it has failed.
+pub(super) struct Syncing {
+    region: Arc<Region>,
+    sync: Option<SyncId>,
+}
+
+impl Syncing {
+    /// It begins.
+    pub fn begin(region: &Arc<Region>) -> Syncing {
+        let sync = region.update(|inner| inner.unsynced.begin());
+        Syncing {
+            region: region.clone(),
+            sync: Some(sync),
+        }
+    }
+
+    /// It has ended: whether it speaks for what was pushed before it.
+    pub fn end(mut self, well: bool) -> bool {
+        let Some(sync) = self.sync.take() else {
+            return false;
+        };
+        self.region.update(|inner| inner.end_sync(sync, well))
+    }
+}
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        if let Some(sync) = self.sync.take() {
+            self.region.update(|inner| inner.end_sync(sync, false));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +121,20 @@ mod tests {
         unsynced.pushed(PageRange::new(1, 3));
         assert!(unsynced.end(sync, true));
         assert_eq!(pages(&mut unsynced), [PageRange::new(1, 3)]);
+    }
+
+    #[test]
+    fn what_others_have_stored_since_is_theirs() {
+        let mut unsynced = Unsynced::default();
+        unsynced.pushed(PageRange::new(0, 4));
+        let sync = unsynced.begin();
+        unsynced.pushed(PageRange::new(3, 6));
+        unsynced.arrived(PageRange::new(2, 5));
+        assert!(!unsynced.end(sync, false));
+        assert_eq!(
+            pages(&mut unsynced),
+            [PageRange::new(0, 2), PageRange::new(5, 6)]
+        );
     }
 
     #[test]

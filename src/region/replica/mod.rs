@@ -240,17 +240,11 @@ impl Replica {
     }
 
     /// Bytes of a pull have arrived that the authority read at `at` or later. Appends to `wanted`
-    /// the parts that are to be written to the local copy, under the same lock as this call; the rest
-    /// is here already, newer, or stale. Only pages that `range` covers whole (or up to the region's
-    /// size) count: tell the size that came with the answer first. Does nothing for a pull that is not
-    /// under way (any more).
-    pub fn handle_landing(
-        &mut self,
-        pull: PullId,
-        at: Tick,
-        range: ByteRange,
-        wanted: &mut Vec<ByteRange>,
-    ) {
+    /// the parts that are to be written to the local copy; the rest is here already, newer, or stale. Once they
+    /// are written, under the same lock, [`Self::handle_landed`] has to be told. Only pages that `range` covers
+    /// whole (or up to the region's size) count: tell the size that came with the answer first. Wants nothing of a
+    /// pull that is not under way (any more). Bytes known to be zero may reach beyond the pull.
+    pub fn wanted(&self, pull: PullId, at: Tick, range: ByteRange, wanted: &mut Vec<ByteRange>) {
         if !self.pulls.is_under_way(pull) {
             return;
         }
@@ -260,23 +254,30 @@ impl Replica {
             let fresh = landing.iter().flat_map(|&run| too_old.gaps_in(run));
             landing = fresh.collect();
         }
-        for run in landing {
-            wanted.push(run.bytes_below(self.base_size));
+        wanted.extend(landing.iter().map(|run| run.bytes_below(self.base_size)));
+    }
+
+    /// What was wanted of a pull is in the local copy.
+    pub fn handle_landed(&mut self, wanted: &[ByteRange]) {
+        for run in wanted.iter().map(ByteRange::pages_touched) {
             self.present.insert(run);
             self.touched.add(run);
             self.pulls.arrived(run);
         }
     }
 
-    /// As [`Self::handle_landing`], for bytes known to be zero; may reach beyond the pull.
-    pub fn handle_zeroes(
+    /// [`Self::wanted`] and [`Self::handle_landed`].
+    #[cfg(test)]
+    pub fn handle_landing(
         &mut self,
         pull: PullId,
         at: Tick,
         range: ByteRange,
         wanted: &mut Vec<ByteRange>,
     ) {
-        self.handle_landing(pull, at, range, wanted);
+        let from = wanted.len();
+        self.wanted(pull, at, range, wanted);
+        self.handle_landed(&wanted[from..]);
     }
 
     /// All of a pull has landed. What of it was stale on arrival is pulled again.
@@ -353,6 +354,18 @@ impl Replica {
         }
     }
 
+    /// The authority has begun anew, and may have lost what it had taken of these pages: what is present of them is
+    /// to be pushed once more, and to reach as far as it did, also within the page in which the region ends then.
+    /// To be followed by [`Self::handle_reattached`].
+    pub fn handle_lost(&mut self, now: Instant, pages: PageRange) {
+        let size = self.size();
+        for run in self.present_runs(pages) {
+            let bytes = run.bytes_below(size);
+            self.handle_stored(now, bytes);
+            self.past.store(bytes, 0);
+        }
+    }
+
     /// The connection is a new one to an authority that does not know this replica any more: ticks
     /// begin anew at `at`, pulls and pushes under way have failed with `Link`. `same`: the region has
     /// not changed since (its stamp is equal); otherwise what is clean is dropped.
@@ -378,6 +391,7 @@ impl Replica {
             self.handle_old(&dropped[from..].iter().copied().collect());
         }
         self.set_base_size(size.min(REGION_BYTES_MAX), at, zeroed);
+        self.past.forget(ByteRange::new(0, self.base_size));
         self.settle_doubt(at);
     }
 

@@ -472,6 +472,49 @@ fn a_new_session_drops_what_is_clean_unless_nothing_changed() {
 }
 
 #[test]
+fn what_the_authority_has_lost_reaches_as_far_as_it_did() {
+    // It had taken all of this, and after its restart the region ends in the midst of the page, before it, or not.
+    let size = 3 * PAGE_BYTES + 3000;
+    for size_now in [
+        0,
+        3 * PAGE_BYTES,
+        3 * PAGE_BYTES + 1000,
+        size,
+        size + 10_000,
+    ] {
+        let mut it = region(1, CONFIG);
+        it.store(ByteRange::new(2 * PAGE_BYTES, size));
+        let push = it.push();
+        it.pushed(push.id, 2);
+        let mut zeroed = Vec::new();
+        it.replica.handle_size(Tick(2), size, &mut zeroed);
+        assert_eq!(it.replica.dirty_pages(), 0);
+        it.replica.handle_lost(it.now, PageRange::new(2, 4));
+        assert_eq!(it.replica.size(), size);
+        let mut dropped = Vec::new();
+        let (now, epoch) = (Tick(1), Epoch(0));
+        it.replica
+            .handle_reattached(now, epoch, size_now, false, &mut dropped, &mut zeroed);
+        assert_eq!(it.replica.size(), size.max(size_now));
+        let stored = ByteRange::new(2 * PAGE_BYTES, size);
+        assert!(
+            zeroed
+                .iter()
+                .all(|zeroes| zeroes.intersect(stored).is_empty()),
+            "{zeroed:?}"
+        );
+        let end = (size.max(size_now)).min(4 * PAGE_BYTES);
+        let push = it.push();
+        assert_eq!(push.extents, [ByteRange::new(2 * PAGE_BYTES, end)]);
+        it.pushed(push.id, 3);
+        it.replica
+            .handle_size(Tick(3), size.max(size_now), &mut zeroed);
+        assert_eq!(it.replica.size(), size.max(size_now));
+        it.assert_idle();
+    }
+}
+
+#[test]
 fn zeroes_may_reach_far() {
     let mut it = region(1 << 28, CONFIG);
     it.fault(10, 11);
@@ -479,7 +522,7 @@ fn zeroes_may_reach_far() {
     it.store(bytes(1000, 1001));
     let mut wanted = Vec::new();
     it.replica
-        .handle_zeroes(pull, Tick(1), bytes(10, 1 << 28), &mut wanted);
+        .handle_landing(pull, Tick(1), bytes(10, 1 << 28), &mut wanted);
     assert_eq!(wanted, [bytes(10, 1000), bytes(1001, 1 << 28)]);
     it.replica.handle_pulled(pull);
     assert_eq!(it.replica.present.run_count(), 1);
@@ -527,9 +570,8 @@ proptest! {
         calls in prop::collection::vec((0..12u8, edge(), edge(), edge()), 1..40),
     ) {
         let mut replica = Replica::new(size, Tick(1), Epoch(0), CONFIG);
-        let now = Instant::now();
+        let (now, mut pull, mut push) = (Instant::now(), PullId(1), PushId(1));
         let (mut dropped, mut zeroed, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut pull, mut push) = (PullId(1), PushId(1));
         for (call, start, end, at) in calls {
             let (range, at) = (ByteRange::new(start, end), Tick(at));
             match call {
@@ -537,8 +579,7 @@ proptest! {
                 1 => drop(replica.handle_store_fault(now, range)),
                 2 if replica.is_storable(range) => replica.handle_stored(now, range),
                 3 => replica.handle_want(range),
-                4 => replica.handle_landing(pull, at, range, &mut wanted),
-                5 => replica.handle_zeroes(pull, at, range, &mut wanted),
+                4 | 5 => replica.handle_landing(pull, at, range, &mut wanted),
                 6 => replica.handle_pulled(pull),
                 7 => replica.handle_invalidate(at, range, &mut dropped),
                 8 => replica.handle_size(at, start, &mut zeroed),

@@ -117,7 +117,7 @@ impl Mount {
     fn land_zeroes(&mut self, pull: PullId, at: Tick, range: &Cells) {
         let mut wanted = Vec::new();
         if let Some(core) = &mut self.core {
-            core.handle_zeroes(pull, at, bytes(range), &mut wanted);
+            core.handle_landing(pull, at, bytes(range), &mut wanted);
         }
         for range in wanted {
             self.write_landing(range, |_| 0);

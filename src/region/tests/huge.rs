@@ -46,7 +46,7 @@ fn a_tebibyte_costs_what_was_touched() {
     let pull = replica.poll_pull().unwrap();
     let mut wanted = Vec::new();
     let whole = ByteRange::new(0, TEBIBYTE);
-    replica.handle_zeroes(pull.id, Tick(1), whole, &mut wanted);
+    replica.handle_landing(pull.id, Tick(1), whole, &mut wanted);
     replica.handle_pulled(pull.id);
     assert!(wanted.len() <= TOUCHES + 1);
     assert_eq!(replica.sets().0.run_count(), 1);

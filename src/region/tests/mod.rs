@@ -13,7 +13,8 @@
 //! Content is counted in cells of half a page, so that stores cover pages in part and sizes end in the
 //! midst of pages; what a cell holds is the number of the store that filled it, 0 for zeroes.
 //!
-//! `MEMFS_SEED=n` runs one schedule again and tells its steps; `MEMFS_CASES=n` says how many to run.
+//! `MEMFS_SEED=n` runs one schedule again and tells its steps; `MEMFS_CASES=n` says how many to
+//! run, `MEMFS_FIRST=n` from which seed on.
 
 mod arriving;
 mod huge;
@@ -73,7 +74,8 @@ fn replicas_stay_coherent_whatever_happens() {
     if let Some(seed) = number("MEMFS_SEED") {
         return schedule::run(seed, true);
     }
-    for seed in 0..number("MEMFS_CASES").unwrap_or(1500) {
+    let first = number("MEMFS_FIRST").unwrap_or(0);
+    for seed in first..first + number("MEMFS_CASES").unwrap_or(1500) {
         let mut told = Told { seed, done: false };
         schedule::run(seed, false);
         told.done = true;

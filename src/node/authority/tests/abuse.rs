@@ -3,9 +3,11 @@
 
 use super::client::*;
 use crate::node::authority::outbox::{End, Outbox};
-use crate::node::authority::{CLIENTS_MAX, CLOSE_PROTOCOL, HANDLES_MAX, PUSH_ROOM_BYTES};
+use crate::node::authority::shares::{SESSIONS_PER_KEY_MAX, room};
+use crate::node::authority::{CLIENTS_MAX, CLOSE_PROTOCOL, HANDLES_MAX};
 use crate::region::Tick;
 use crate::store::{Errno, Store};
+use crate::transport::Identity;
 use crate::transport::stream::{self, StreamError};
 use crate::wire::frame::{self, FRAME_BYTES_MAX};
 use crate::wire::*;
@@ -266,7 +268,7 @@ async fn pushes_that_never_come_hold_up_only_their_own_client() {
         Request::Change(slow.sequence(), request)
     };
     let mut streams = Vec::new();
-    for _ in 0..PUSH_ROOM_BYTES as u64 / TRANSFER_BYTES_MAX + 4 {
+    for _ in 0..room(1) as u64 / TRANSFER_BYTES_MAX + 4 {
         streams.push(slow.ask(&announce()).await);
     }
     let other = server.client(2).await;
@@ -341,21 +343,40 @@ async fn events_that_are_not_taken_are_bounded() {
 /// What the limits of sessions need, without as many connections and files.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_and_their_files_are_bounded() {
-    use crate::node::authority::{AuthorityOptions, Service, session::Handle};
+    use crate::node::authority::{AuthorityOptions, Service};
     let server = Server::in_memory();
     let connection = server.connect(&server.key).await;
     let store = std::sync::Arc::new(crate::store::memory::Memory::new(1 << 30));
     let root = store.root().unwrap();
     let service = Service::new(store.clone(), AuthorityOptions::default());
     let tree = || service.trees.get(&RelPath::root()).unwrap();
+    let keys: Vec<_> = (0..=CLIENTS_MAX / SESSIONS_PER_KEY_MAX)
+        .map(|_| Identity::generate().public())
+        .collect();
     let attach = |number: usize| {
         let mut hello = hello(0);
         hello.client.0[..8].copy_from_slice(&number.to_le_bytes());
-        let (key, sessions) = (server.key.public(), &service.sessions);
-        sessions.attach(&hello, key, tree(), &connection, &service.coherence)
+        // As many to a key as one may have.
+        let key = keys[number / SESSIONS_PER_KEY_MAX];
+        let key = (key, service.shares.of(key));
+        service
+            .sessions
+            .attach(&hello, key, tree(), &connection, &service.coherence)
     };
     let first = attach(0).unwrap();
-    for number in 1..CLIENTS_MAX {
+    for number in 1..SESSIONS_PER_KEY_MAX {
+        attach(number).unwrap();
+    }
+    let too_many = (keys[0], service.shares.of(keys[0]));
+    let too_many = service.sessions.attach(
+        &hello(0xff),
+        too_many,
+        tree(),
+        &connection,
+        &service.coherence,
+    );
+    assert_eq!(too_many.err(), Some(Refusal::Full));
+    for number in SESSIONS_PER_KEY_MAX..CLIENTS_MAX {
         attach(number).unwrap();
     }
     assert_eq!(attach(CLIENTS_MAX).err(), Some(Refusal::Full));
@@ -368,15 +389,12 @@ async fn sessions_and_their_files_are_bounded() {
     let (attr, _) = store.create(&root, &name("file"), 0o600, true, BY).unwrap();
     let open = || {
         let file = store.open(&node(&attr, "file"), Access::Read).unwrap();
-        let handle = Handle {
-            node: service.nodes.get(attr.id),
-            file,
-            access: Access::Read,
-        };
-        first.session.keep(handle).map(|(id, _)| id)
+        let node = service.nodes.get(attr.id);
+        let kept = first.session.keep(node, file, Access::Read);
+        kept.map(|(id, _)| id)
     };
     let any = open().unwrap();
-    for _ in 1..HANDLES_MAX {
+    for _ in 1..HANDLES_MAX.min(service.shares.handles_per_key_max()) {
         open().unwrap();
     }
     assert_eq!(open(), Err(Errno::MFILE));

@@ -9,6 +9,7 @@
 //!   FILE.map             which pages of it are there, and of what they are a copy: see `map`
 //!   FILE.new             what is to be FILE.copy, while the one there is is left to those who read it: see `lending`
 //!   FILE.open            a mount has the file open for writing, or had: look for dirty pages
+//!   paths/HASH           whose copy belongs to a path: see `heir`
 //!   conflicts/FILE-N.*   dirty pages of a file that others had changed when they were found
 //! ```
 //!
@@ -28,6 +29,7 @@
 mod bits;
 mod boot;
 pub(super) mod conflicts;
+mod heir;
 pub(super) mod map;
 pub(super) mod recover;
 pub(super) mod room;
@@ -379,7 +381,7 @@ fn take_lock(folder: &Path) -> io::Result<Option<File>> {
     Ok(Some(lock))
 }
 
-/// Whether the process that holds the lock is about to end: it has no memory any more, or has ended just now.
+/// Whether the process that holds the lock is about to end, or has just ended.
 fn is_ending(lock: &File) -> bool {
     let mut text = [0; 16];
     let len = std::os::unix::fs::FileExt::read_at(lock, &mut text, 0).unwrap_or(0);
@@ -387,16 +389,28 @@ fn is_ending(lock: &File) -> bool {
         .ok()
         .and_then(|pid| pid.parse().ok());
     pid.is_some_and(|pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline"));
-        line.map_or_else(
+        std::fs::read_to_string(format!("/proc/{pid}/status")).map_or_else(
             // ESRCH while it goes.
             |error| {
                 error.kind() == io::ErrorKind::NotFound
                     || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
             },
-            |line| line.is_empty(),
+            |status| is_ending_by(&status),
         )
     })
+}
+
+/// By `/proc/PID/status`, see proc_pid_status(5): it has no memory any more, or SIGKILL is on its way to it.
+fn is_ending_by(status: &str) -> bool {
+    const SIGKILL: u64 = 1 << (9 - 1);
+    let pending = status
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("SigPnd:")
+                .or(line.strip_prefix("ShdPnd:"))
+        })
+        .any(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & SIGKILL != 0));
+    pending || !status.lines().any(|line| line.starts_with("VmSize:"))
 }
 
 /// The cache of a replica, as far as it can be had.
@@ -408,7 +422,7 @@ pub(super) async fn open(link: &Link, root: &Attr, options: &ReplicaOptions) -> 
             let subtree = options.subtree.as_os().to_string_lossy();
             let subtree = subtree.trim_start_matches('.');
             let shown = format!("memfs://{}/{subtree}", link.name());
-            (b"key", link.dialer.server()?.0.to_vec(), shown)
+            (b"key", link.route.dialer().server()?.0.to_vec(), shown)
         }
         SourceName::Nothing => return None,
     };

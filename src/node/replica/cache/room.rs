@@ -11,16 +11,19 @@
 //! and in an open file the chunks that nobody has read since a hand went over them (the "clock" of page
 //! replacement). Dirty pages never go; so that they leave room, writers wait while half of it is dirty.
 //!
+//! Where the disk turns out to be smaller than that, what they take at that moment counts as 1, until there is more free.
+//!
 //! What copies take is asked for when a pull or a push has ended, never by walking the disk; only what an earlier
 //! mount left is looked through once, in the background.
 
 use super::{Cache, Idle, parse_stem};
 use crate::node::replica::Shared;
 use crate::node::replica::inner::Inner;
+use crate::node::replica::nodes::Node;
 use crate::node::replica::region::Region;
 use crate::region::PageSet;
 use crate::store::Result;
-use crate::units::{ByteRange, PageRange};
+use crate::units::{ByteRange, PAGE_BYTES, PageRange};
 use crate::wire::FileId;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
@@ -131,6 +134,7 @@ impl Region {
 impl Cache {
     /// Looks through what earlier mounts left. Returns the bytes it takes.
     fn look_through(&self) -> u64 {
+        self.bound_paths();
         let mut total = 0;
         let entries = std::fs::read_dir(&self.folder)
             .into_iter()
@@ -187,7 +191,41 @@ impl Cache {
 impl Shared {
     /// What copies may take.
     fn room(&self) -> u64 {
-        self.options.cache_bytes_max.max(ROOM_BYTES_MIN)
+        let asked_for = self.options.cache_bytes_max.max(ROOM_BYTES_MIN);
+        asked_for.min(self.disk_bytes.load(Ordering::Relaxed))
+    }
+
+    /// A copy could not be written, as its disk is full: what copies take now is more than they may, so some
+    /// are given up. Whether there was anything to give up.
+    pub(in crate::node::replica) async fn disk_is_full(self: &Arc<Self>) -> bool {
+        let shared = self.clone();
+        let made = self.runtime.spawn_blocking(move || {
+            for region in shared.regions() {
+                region.count_copy(&shared);
+            }
+            let taken = shared.copy_bytes.load(Ordering::Relaxed);
+            if shared.disk_bytes.swap(taken, Ordering::Relaxed) == u64::MAX {
+                tracing::warn!(
+                    "the disk of the cache is full: {taken} bytes are all that copies can take"
+                );
+            }
+            shared.make_room_now();
+            shared.copy_bytes.load(Ordering::Relaxed) < taken
+        });
+        made.await.unwrap_or(false)
+    }
+
+    /// A disk that was full may have room again.
+    fn look_at_disk(&self) {
+        let known = self.disk_bytes.load(Ordering::Relaxed);
+        let Some(folder) = self.options.cache.as_deref().filter(|_| known < u64::MAX) else {
+            return;
+        };
+        if let Ok(disk) = rustix::fs::statvfs(folder) {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let now = self.copy_bytes.load(Ordering::Relaxed).saturating_add(free);
+            self.disk_bytes.fetch_max(now, Ordering::Relaxed);
+        }
     }
 
     fn takes(&self, eighths: u64) -> bool {
@@ -196,12 +234,15 @@ impl Shared {
 
     /// Whether what nobody has asked for may be pulled.
     pub(in crate::node::replica) fn may_pull_ahead(&self) -> bool {
-        self.options.background && !self.takes(6)
+        // Nor what a store waits for.
+        self.options.background && !self.takes(6) && self.disk_turn.try_lock().is_ok()
     }
 
     /// How many bytes may be dirty before writers wait.
     pub(in crate::node::replica) fn dirty_bytes_max(&self) -> u64 {
-        self.options.dirty_bytes_max.min(self.room() / 2)
+        // One page at least: else nobody could store anything, and none would find out why.
+        let most = self.options.dirty_bytes_max.min(self.room() / 2);
+        most.max(PAGE_BYTES)
     }
 
     /// Counts what earlier mounts left, in the background.
@@ -219,6 +260,7 @@ impl Shared {
 
     /// Gives up copies in the background, if they take too much.
     pub(in crate::node::replica) fn make_room(self: &Arc<Self>) {
+        self.look_at_disk();
         if self.takes(6) && !self.making_room.swap(true, Ordering::AcqRel) {
             let shared = self.clone();
             self.runtime.spawn_blocking(move || {
@@ -251,7 +293,7 @@ impl Shared {
 
     /// Closes the copy of the region that was used longest ago of those that nobody needs. False if there is none.
     fn give_up_oldest(&self) -> bool {
-        let mut regions = self.regions.lock();
+        let regions = self.regions.lock();
         let idle = regions.values().filter_map(|node| {
             let region = node.region.lock().clone();
             let region = region.filter(|region| !region.is_busy())?;
@@ -260,6 +302,14 @@ impl Shared {
         let Some((_, node)) = idle.min_by_key(|(used, _)| *used) else {
             return false;
         };
+        drop(regions);
+        self.give_up_idle(&node);
+        true
+    }
+
+    /// Closes the copy of a region, if nobody needs it.
+    pub(in crate::node::replica) fn give_up_idle(&self, node: &Node) {
+        let mut regions = self.regions.lock();
         let mut slot = node.region.lock();
         if slot.as_ref().is_some_and(|region| !region.is_busy()) {
             let region = slot.take();
@@ -267,7 +317,6 @@ impl Shared {
             drop((slot, regions));
             drop(region);
         }
-        true
     }
 
     /// A copy is not used any more; it takes so many bytes.

@@ -21,6 +21,7 @@
 use super::map::{Base, PageMap};
 use super::{Cache, FILE_BYTES_MAX, seconds_now};
 use crate::node::replica::Shared;
+use crate::node::replica::full::is_full;
 use crate::node::replica::inner::Inner;
 use crate::node::replica::nodes::Node;
 use crate::node::replica::region::{Region, io_errno};
@@ -93,13 +94,14 @@ impl Shared {
         Ok(inner)
     }
 
-    /// A copy that ends with this mount.
+    /// A copy that ends with this mount; in memory where the disk has no room for a file.
     fn passing_copy(&self) -> Result<MappedFile> {
-        let copy = match &self.options.cache {
-            Some(directory) => MappedFile::in_directory(directory),
-            None => MappedFile::in_memory(),
-        };
-        copy.map_err(io_errno)
+        let on_disk = (self.options.cache.as_deref()).map(MappedFile::in_directory);
+        let copy = on_disk.unwrap_or_else(MappedFile::in_memory);
+        match copy.map_err(io_errno) {
+            Err(errno) if is_full(errno) => MappedFile::in_memory().map_err(io_errno),
+            copy => copy,
+        }
     }
 
     fn keep(
@@ -217,6 +219,13 @@ impl Shared {
         recording.asked = Some(Instant::now());
         recording.renewal = self.link.renew_now();
         Some(recording.renewal)
+    }
+
+    /// There is another session, perhaps of another run of the authority, which knows nothing of the bases that are
+    /// recorded: if this process ended now, its own pushes would look like others'.
+    pub(in crate::node::replica) fn record_again(&self) {
+        *self.recording.lock() = Recording::default();
+        self.record_bases();
     }
 
     /// A renewal was answered, and all that the authority said before was taken in.
