@@ -85,3 +85,26 @@ fn one_who_waits_does_not_keep_what_is_stale() {
     assert_eq!(hands.answer(), Ok("2".into()));
     assert_eq!(waiting.answer(), Ok("1".into()));
 }
+
+/// A file whose size is not known again when the lease runs out may reach anywhere.
+#[test]
+fn a_file_that_others_cut_is_taken_back_as_well() {
+    let test = "a_file_that_others_cut_is_taken_back_as_well";
+    scene!(_home, _served, relay, away, other);
+    let (Some(mut waiting), Some(mut hands)) = (reader(test, &away), reader(test, &away)) else {
+        return;
+    };
+    let read = format!("m[0], m[{FAR}]");
+    assert_eq!(hands.make(&read), "(1, 1)");
+    other.set_len(12 << 20).unwrap();
+    relay.cut(true);
+    waiting.begin(&format!("m[{}]", FAR / 2));
+    wait_until("somebody waits", || away.status()["waiting"] != 0);
+    store(&other, 2, FAR);
+    assert_eq!(away.status()["link"], "lost");
+    hands.begin(&read);
+    relay.cut(false);
+    assert_eq!(hands.answer(), Ok("(1, 2)".into()));
+    assert_eq!(waiting.answer(), Ok("1".into()));
+    assert_eq!(hands.make("os.fstat(f).st_size"), (12 << 20).to_string());
+}

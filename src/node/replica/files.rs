@@ -319,6 +319,7 @@ impl Replica {
         let asked = ByteRange::at(offset, u64::from(len)).ok_or(Errno::FBIG)?;
         self.bounded(async {
             let _waiting = super::link::Waiting::new(&self.shared.link.waiting);
+            let _read = file.region.begin_read(asked);
             loop {
                 (file.region.wait_until(|inner| !inner.is_storing(asked))).await;
                 self.shared.link.copies_usable().await?;

@@ -19,7 +19,7 @@ use crate::region::{Compared, ComparisonId, Failure, PullId, Push};
 use crate::store::{Errno, Result};
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
 use crate::wire::{Access, HASHED_BYTES_MAX, HandleId};
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -39,6 +39,8 @@ pub(super) struct Region {
     pub remote: tokio::sync::Mutex<Option<Remote>>,
     /// Tells those who wait for pushes to end, for room, or for the kernel thread.
     pub changed: Notify,
+    /// Reads that wait for something.
+    reads: Mutex<Vec<PageRange>>,
     last_used: AtomicU64,
     pub touches: Touches,
 }
@@ -59,6 +61,7 @@ impl Region {
             inner: RwLock::new(inner),
             remote: tokio::sync::Mutex::new(None),
             changed: Notify::new(),
+            reads: Mutex::default(),
             last_used: AtomicU64::new(0),
             touches: Touches::default(),
         }
@@ -180,6 +183,18 @@ impl Region {
         let pages = range.pages_touched();
         self.update(|inner| inner.storing.push(pages));
         StoreHold(self.clone(), pages)
+    }
+
+    /// A read that may have to wait.
+    pub fn begin_read(&self, range: ByteRange) -> ReadHold<'_> {
+        let pages = range.pages_touched();
+        self.reads.lock().push(pages);
+        ReadHold(self, pages)
+    }
+
+    /// Whole pages that reads wait for.
+    pub fn reads_waiting(&self) -> Vec<ByteRange> {
+        self.reads.lock().iter().map(PageRange::bytes).collect()
     }
 
     /// Starts a flush; the receiver is told when all that was dirty has been taken. `None`: nothing was.
@@ -446,6 +461,17 @@ impl Drop for StoreHold {
             this.map(|this| inner.storing.swap_remove(this))
         });
         self.0.changed.notify_waiters();
+    }
+}
+
+/// While it lives a read waits.
+pub(super) struct ReadHold<'a>(&'a Region, PageRange);
+
+impl Drop for ReadHold<'_> {
+    fn drop(&mut self) {
+        let mut reads = self.0.reads.lock();
+        let this = reads.iter().position(|pages| *pages == self.1);
+        this.map(|this| reads.swap_remove(this));
     }
 }
 
