@@ -404,7 +404,10 @@ async fn damaged_maps_are_dropped() {
             open("map").write_all_at(&[9], 8).unwrap()
         }),
         ("another file's", &|| {
-            open("map").write_all_at(&[9], 25).unwrap()
+            // Another inode number, whatever it was.
+            let (map, mut byte) = (open("map"), [0]);
+            map.read_exact_at(&mut byte, 25).unwrap();
+            map.write_all_at(&[!byte[0]], 25).unwrap()
         }),
         ("cut off", &|| open("map").set_len(5000).unwrap()),
         ("no copy", &|| {
