@@ -11,10 +11,12 @@
 mod common;
 
 use common::hands::Hands;
-use common::{Home, Mount, Serve, bash, complaint, has, noise, output, run, wait_until};
+use common::{Home, Mount, Serve, bash, complaint, has, noise, output, run, signal, wait_until};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Names in an object, sorted.
@@ -123,6 +125,74 @@ fn status_tells_of_all_mounts() {
             "{all}"
         );
         assert!(text.contains(&format!(" on {point} (")), "{text}");
+    }
+}
+
+/// A mount whose process is stopped holds up what is told of others, and is told of itself.
+#[test]
+fn a_mount_that_does_not_answer_is_told() {
+    let home = Home::new();
+    let serve = Serve::start(&home, home.folder("served"));
+    let stopped = Mount::start(&home, &serve, "stopped");
+    let other = Mount::start(&home, &serve, "other");
+    let pid = stopped.pid();
+    signal(pid, Signal::STOP);
+    let point = stopped.point().to_str().unwrap();
+    // All at once: each waits for it.
+    let ask = [&["status", "--json"][..], &["status"], &["status", point]].map(|args| {
+        let mut command = home.memfs(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let told = ask.map(|child| child.wait_with_output().unwrap());
+    signal(pid, Signal::CONT);
+    for told in &told {
+        assert_eq!(told.status.code(), Some(1), "{told:?}");
+    }
+    let why = format!("process {pid} does not answer");
+    let all: Value = serde_json::from_slice(&told[0].stdout).unwrap();
+    let of = |point: &Path| {
+        let mut all = all.as_array().unwrap().iter();
+        let found = all.find(|told| told["mountpoint"] == point.to_str().unwrap());
+        found.unwrap_or_else(|| panic!("no {point:?}"))
+    };
+    assert_eq!(of(other.point())["link"], "up");
+    let error = of(stopped.point())["error"].as_str().unwrap();
+    assert!(error.contains(&why), "{error}");
+    let text = String::from_utf8_lossy(&told[1].stdout);
+    let block = format!(" on {point} (not answering)\n  {point}: {why}\n");
+    assert!(format!("{text}\n").contains(&block), "{text}");
+    let other = format!(" on {} (read-write)", other.point().display());
+    assert!(text.contains(&other), "{text}");
+    let said = String::from_utf8_lossy(&told[2].stderr);
+    assert_eq!(said, format!("memfs: {point}: {why}\n"));
+    assert!(told[2].stdout.is_empty());
+}
+
+#[test]
+fn what_cannot_be_printed_is_told() {
+    let home = Home::new();
+    let served = home.folder("served");
+    let serve = Serve::start(&home, &served);
+    let mount = Mount::start(&home, &serve, "mnt");
+    let (served, point) = (served.to_str().unwrap(), mount.point().to_str().unwrap());
+    for args in [
+        &["status", point][..],
+        &["status", "--json", point],
+        &["status", "--watch", point],
+        &["conflicts", "--json", point],
+        &["key", "show", "--json"],
+        &["key"],
+        &["completions", "bash"],
+        &["serve", "--listen", "127.0.0.1:0", served],
+        &["--help"],
+        &["mount", "--help"],
+        &["--version"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let said = complaint(home.memfs(args).stdout(full), 1);
+        let line = "memfs: standard output: No space left on device";
+        assert!(said.lines().any(|said| said == line), "{args:?}: {said}");
     }
 }
 
@@ -268,14 +338,36 @@ fn bad_values_are_named_with_what_is_allowed() {
             "mount -o push_interval=x a b",
             &["push-interval", "'x'", "seconds", "ms"],
         ),
-        (
-            "mount --soft 0 a b",
-            &["--soft", "'0'", "more than nothing"],
-        ),
+        ("mount --soft 0 a b", &["--soft", "'0'", "1ms to 8760h"]),
         ("mount --soft 1 --hard a b", &["--soft", "--hard"]),
         (
             "mount --cache-size -1 a b",
             &["--cache-size", "'-1'", "bytes", "G"],
+        ),
+        (
+            "mount --cache-size 1k a b",
+            &["--cache-size", "'1k'", "at least 8.0 MiB"],
+        ),
+        (
+            "mount --cache-sise 1G a b",
+            &["--cache-sise", "similar", "'--cache-size'"],
+        ),
+        (
+            "mount -o cache_sise=1G a b",
+            &["cache_sise=1G", "no such option", "'cache-size'"],
+        ),
+        (
+            "mount --pull demnad a b",
+            &["'demnad'", "similar", "'demand'"],
+        ),
+        (
+            "mount --push-interval 10000h a b",
+            &["--push-interval", "'10000h'", "1ms to 8760h"],
+        ),
+        ("moutn a b", &["'moutn'", "similar", "'mount'"]),
+        (
+            "pull --from 5M --to 1M a",
+            &["--from", "5.0 MiB", "--to", "1.0 MiB", "comes after"],
         ),
         (
             "mount --pull x a b",

@@ -10,6 +10,7 @@
 mod common;
 
 use common::hands::Hands;
+use common::sshd::{MEMFS, Sshd};
 use common::{
     Home, Mount, Serve, complaint, has, is_root, mounts_below, processes_of, run, signal, skip,
     wait_until,
@@ -17,7 +18,9 @@ use common::{
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileExt, symlink};
+use std::net::{Ipv6Addr, TcpListener, UdpSocket};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -52,6 +55,101 @@ fn a_part_of_what_is_served() {
     assert_eq!(fs::read_to_string(mount.path("inner")).unwrap(), "inner");
     // A link out of it leads to where it leads on this machine.
     assert_eq!(fs::read_link(mount.path("up")).unwrap(), Path::new("../.."));
+}
+
+#[test]
+fn addresses_of_ipv6_stand_in_brackets() {
+    let test = "addresses_of_ipv6_stand_in_brackets";
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        return skip(test, "there is no IPv6 here");
+    }
+    let home = Home::new();
+    let below = home.folder("served/below");
+    fs::write(below.join("file"), "content").unwrap();
+    let mount = |source: &str, options: &[&str]| {
+        let mount = Mount::with(&home, source, "mnt", options);
+        assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "content");
+        mount.unmount();
+    };
+    let serve = Serve::start_at(&home, home.path("served"), "[::1]:0", &[]);
+    assert!(serve.source().starts_with("memfs://[::1]:"));
+    mount(&format!("{}below", serve.source()), &[]);
+
+    let Some(sshd) = Sshd::start_at(Ipv6Addr::LOCALHOST.into(), None) else {
+        return;
+    };
+    let user = run(Command::new("id").arg("-un"));
+    let (user, below, ssh) = (user.trim(), below.display(), sshd.command());
+    for host in ["[::1]".to_owned(), format!("{user}@[::1]")] {
+        let options = ["--ssh", &ssh, "--server", MEMFS];
+        mount(&format!("{host}:{below}"), &options);
+    }
+}
+
+/// Who is told to wait no longer for a mount leaves nothing behind that mounts later.
+#[test]
+fn a_mount_that_is_given_up_never_comes() {
+    let home = Home::new();
+    let point = home.folder("mnt");
+    let gone = |signals: &[Signal], mut begin: Command, mut under_way: Box<dyn FnMut()>| {
+        for by in signals {
+            let mut mount = begin.stdin(Stdio::null()).spawn().unwrap();
+            under_way();
+            signal(mount.id(), *by);
+            assert_eq!(mount.wait().unwrap().signal(), Some(by.as_raw()));
+            wait_until("all that it has started is gone", || {
+                processes_of(&home.path("")).is_empty()
+            });
+            assert!(mounts_below(&point).is_empty());
+        }
+    };
+    let ends = [Signal::TERM, Signal::INT, Signal::HUP, Signal::KILL];
+    // A server that never answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let source = format!("memfs://{}/", silent.local_addr().unwrap());
+    let asked = Box::new(move || {
+        silent.set_nonblocking(true).unwrap();
+        while silent.recv(&mut [0; 2000]).is_ok() {} // of the one before
+        silent.set_nonblocking(false).unwrap();
+        silent.recv(&mut [0; 2000]).unwrap();
+    });
+    let begin = Mount::command(&home, &source, &point, &["--accept-new"]);
+    gone(&ends, begin, asked);
+    // An ssh that never gets anywhere.
+    let (ssh, begun) = (home.path("ssh"), home.path("begun"));
+    fs::write(&ssh, "#!/bin/sh\n>\"${0%ssh}begun\"\nexec sleep 1000\n").unwrap();
+    fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let options = ["--ssh", ssh.to_str().unwrap()];
+    let begin = Mount::command(&home, "host:folder", &point, &options);
+    let asked = Box::new(move || {
+        wait_until("ssh is run", || begun.exists());
+        fs::remove_file(&begun).unwrap();
+    });
+    gone(&ends, begin, asked);
+}
+
+#[test]
+fn only_a_mount_point_is_unmounted() {
+    let home = Home::new();
+    let serve = Serve::start(&home, home.folder("served"));
+    let mount = Mount::start(&home, &serve, "mnt");
+    fs::write(mount.path("file"), "content").unwrap();
+    fs::create_dir(mount.path("folder")).unwrap();
+    let place = format!("the mount at {}", mount.point().display());
+    for options in [&["umount"][..], &["umount", "--force"]] {
+        for name in ["file", "folder"] {
+            let said = complaint(home.memfs(options).arg(mount.path(name)), 1);
+            assert!(said.contains("is not a mount point"), "{said}");
+            assert!(said.trim_end().ends_with(&place), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+    assert_eq!(mounts_below(mount.point()), [mount.point()]);
+    // By another name it is one.
+    symlink(mount.point(), home.path("link")).unwrap();
+    let point = mount.leave();
+    run(home.memfs(["umount"]).arg(home.path("link")));
+    assert!(mounts_below(&point).is_empty());
 }
 
 #[test]

@@ -15,6 +15,5 @@ pub struct Args {
 pub fn run(args: &Args) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "memfs", &mut script);
-    super::print(String::from_utf8_lossy(&script).trim_end());
-    ExitCode::SUCCESS
+    super::print(String::from_utf8_lossy(&script).trim_end())
 }

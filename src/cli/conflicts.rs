@@ -62,10 +62,7 @@ fn ask(args: &Args, settle: Option<Settle>) -> Result<Result<Vec<Conflict>, i32>
 fn show(args: &Args, conflicts: &[Conflict]) -> ExitCode {
     if args.json {
         return match serde_json::to_string(conflicts) {
-            Ok(json) => {
-                print(json);
-                ExitCode::SUCCESS
-            }
+            Ok(json) => print(json),
             Err(error) => fail(error),
         };
     }
@@ -75,8 +72,8 @@ fn show(args: &Args, conflicts: &[Conflict]) -> ExitCode {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{bytes:>10}  {}", conflict.path);
     }
-    if !text.is_empty() {
-        print(text.trim_end());
+    match text.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => print(text.trim_end()),
     }
-    ExitCode::SUCCESS
 }

@@ -3,6 +3,7 @@
 use super::{EXIT_USAGE, complain, print};
 use crate::transport::{Authorized, Grant, Identity, KeyError, PublicKey};
 use crate::wire::RelPath;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,7 +52,7 @@ pub fn run(args: Args) -> ExitCode {
         identity: None,
         json: false,
     };
-    let outcome = match args.command.unwrap_or(show) {
+    let done = match args.command.unwrap_or(show) {
         Command::Show { identity, json } => run_show(identity, json),
         Command::Authorize {
             key,
@@ -63,8 +64,8 @@ pub fn run(args: Args) -> ExitCode {
             run_authorize(&key.join(" "), authorized, &Grant { read_only, subtree })
         }
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    match done {
+        Ok(code) => code,
         Err(error) => {
             complain(&error);
             match error {
@@ -75,7 +76,7 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-fn run_show(identity: Option<PathBuf>, json: bool) -> Result<(), KeyError> {
+fn run_show(identity: Option<PathBuf>, json: bool) -> Result<ExitCode, KeyError> {
     let key = match identity {
         Some(path) => Identity::load_or_create(&path)?,
         None => Identity::load_default()?,
@@ -84,15 +85,21 @@ fn run_show(identity: Option<PathBuf>, json: bool) -> Result<(), KeyError> {
     let fingerprint = key.fingerprint();
     if json {
         let key = key.to_string();
-        print(serde_json::json!({ "key": key, "fingerprint": fingerprint }));
-    } else {
-        print(key);
-        eprintln!("{fingerprint}");
+        return Ok(print(
+            serde_json::json!({ "key": key, "fingerprint": fingerprint }),
+        ));
     }
-    Ok(())
+    let code = print(key);
+    // For people: whoever does not want it, closes stderr.
+    let _ = writeln!(std::io::stderr(), "{fingerprint}");
+    Ok(code)
 }
 
-fn run_authorize(typed: &str, authorized: Option<PathBuf>, grant: &Grant) -> Result<(), KeyError> {
+fn run_authorize(
+    typed: &str,
+    authorized: Option<PathBuf>,
+    grant: &Grant,
+) -> Result<ExitCode, KeyError> {
     // The comment begins after the second word.
     let mut words = typed.split_ascii_whitespace();
     let two: Vec<&str> = words.by_ref().take(2).collect();
@@ -108,5 +115,5 @@ fn run_authorize(typed: &str, authorized: Option<PathBuf>, grant: &Grant) -> Res
         true => complain(format!("{fingerprint} is now let in ({path})")),
         false => complain(format!("{fingerprint} was let in already ({path})")),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

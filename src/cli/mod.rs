@@ -23,6 +23,7 @@ use crate::frontend::fuse::{HELPER_NAME, help};
 use clap::{CommandFactory as _, Parser};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -124,7 +125,7 @@ fn fail(error: impl Display) -> ExitCode {
 fn complain(error: impl Display) {
     use std::io::Write as _;
     let line = without_numbers(&error.to_string());
-    let _ = writeln!(std::io::stderr(), "memfs: {line}");
+    let _ = writeln!(io::stderr(), "memfs: {line}");
 }
 
 /// An errno's number tells people nothing that its text does not.
@@ -152,33 +153,53 @@ fn usage(error: &clap::Error) -> ExitCode {
         DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion,
     };
     if let DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand = error.kind() {
-        // A reader that went away is no error.
-        let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
+        let code = printed(error.print());
+        return match error.use_stderr() {
+            true => ExitCode::from(EXIT_USAGE),
+            false => code,
+        };
     }
     complain(one_line(error));
     ExitCode::from(EXIT_USAGE)
 }
 
-/// clap's complaint without its decoration and what follows it.
+/// clap's complaint without its decoration and what follows it, but for what may have been meant.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let told = text.lines().take_while(|line| !line.is_empty());
     let line = told.map(str::trim).collect::<Vec<_>>().join(" ");
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+    let mut line = line.strip_prefix("error: ").unwrap_or(&line).to_owned();
+    let tips = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
+    for tip in tips.filter(|tip| tip.contains("similar")) {
+        line.push_str("; ");
+        line.push_str(tip);
+    }
+    line
 }
 
-/// Prints a result. A reader that went away is no error.
-fn print(text: impl Display) {
-    let _ = try_print(text);
+/// Prints a result, and tells how that went.
+fn print(text: impl Display) -> ExitCode {
+    printed(try_print(text))
 }
 
-/// Prints a result, and tells whether somebody still reads.
-fn try_print(text: impl Display) -> std::io::Result<()> {
+/// Prints a result.
+fn try_print(text: impl Display) -> io::Result<()> {
     use std::io::Write as _;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")?;
     stdout.flush()
+}
+
+/// The exit code of a print. A reader that has read enough is no error, and nobody is told of it.
+fn printed(outcome: io::Result<()>) -> ExitCode {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(format!("standard output: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// Lets this process have as many files open as it may, not only as many as it usually has.

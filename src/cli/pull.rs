@@ -1,7 +1,8 @@
 //! `memfs pull`: bring files in, whole or a part of each.
 
 use super::control::{Part, Request, each};
-use crate::units::parse_size;
+use super::{EXIT_USAGE, complain};
+use crate::units::{format_size, parse_size};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,9 +28,14 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
     let wait = args.wait;
-    let part = Part {
-        from: args.from,
-        to: args.to.unwrap_or(u64::MAX),
-    };
+    let (from, to) = (args.from, args.to.unwrap_or(u64::MAX));
+    if from >= to {
+        let (from, to) = (format_size(from), format_size(to));
+        complain(format!(
+            "--from {from} --to {to} is nothing: give a --to that comes after --from"
+        ));
+        return ExitCode::from(EXIT_USAGE);
+    }
+    let part = Part { from, to };
     each(&args.paths, |files| Request::Pull { files, part, wait })
 }

@@ -1,7 +1,7 @@
 //! `memfs serve`: let others mount a store.
 
 use super::control::private_directory;
-use super::{control, fail, print};
+use super::{control, fail, try_print};
 use crate::node::authority::{self, AuthorityOptions};
 use crate::store::Store;
 use crate::store::directory::Directory;
@@ -272,9 +272,14 @@ fn announce(
     let address = listener.address().map_err(|error| error.to_string())?;
     let (name, fingerprint) = (store.describe(), key.fingerprint());
     let name = name.escape_debug();
-    print(format!(
-        "memfs: serving {name} on {address} key {fingerprint}"
-    ));
+    let line = format!("memfs: serving {name} on {address} key {fingerprint}");
+    match try_print(line) {
+        // Who has read enough may be served all the same.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            return Err(format!("standard output: {error}"));
+        }
+        _ => {}
+    }
     if let Some(starting) = starting {
         ssh::write_started(std::io::stdout(), address, &key)
             .and_then(|()| starting.done())

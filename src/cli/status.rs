@@ -1,7 +1,7 @@
 //! `memfs status`: what is here, what is on its way.
 
 use super::control::{Client, Event, MountStatus, Request, find};
-use super::{complain, fail, try_print};
+use super::{complain, fail, printed, try_print};
 use crate::frontend::fuse::mounts::{self, Mount};
 use crate::node::replica::{LinkState, RegionStatus, Status};
 use crate::units::{format_duration, format_size};
@@ -9,10 +9,15 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How often --watch looks.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// So long the process of a mount may take to answer. It does so at once, unless it is stopped.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// So long all together: a little more, for those that answer byte by byte.
+const ALL_MAX: Duration = Duration::from_secs(12);
 /// Clears the screen and goes to its upper left corner.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -34,46 +39,49 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
-    let mut before: Option<(Instant, Vec<MountStatus>)> = None;
+    let mut before: Option<(Instant, Vec<Told>)> = None;
     loop {
         let mounts = match wanted(args) {
             Ok(mounts) => mounts,
             Err(error) => return fail(error),
         };
         let now = Instant::now();
-        let (statuses, well) = ask(&mounts);
-        let shown = match args.json {
-            false if mounts.is_empty() && !args.watch => {
+        let told = ask(mounts);
+        let well = told.iter().all(|told| matches!(told, Told::Status(_)));
+        let shown = match (args.json, &told[..]) {
+            (_, [Told::Nothing { error, .. }]) if args.mountpoint.is_some() && !args.watch => {
+                return fail(error);
+            }
+            (false, []) if !args.watch => {
                 complain("nothing is mounted");
                 Ok(())
             }
-            true => match json(args, &statuses) {
+            (true, _) => match json(args, &told) {
                 Ok(json) => try_print(json),
                 Err(error) => return fail(error),
             },
-            false => show(
+            (false, _) => show(
                 args,
-                &statuses,
+                &told,
                 before.as_ref().map(|(at, old)| (now - *at, &old[..])),
             ),
         };
         // With nobody to read there is nothing to watch for.
         if !args.watch || shown.is_err() {
-            return if well {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
+            return match printed(shown) {
+                ExitCode::SUCCESS if !well => ExitCode::FAILURE,
+                code => code,
             };
         }
-        before = Some((now, statuses));
+        before = Some((now, told));
         std::thread::sleep(WATCH_EVERY);
     }
 }
 
-fn json(args: &Args, statuses: &[MountStatus]) -> serde_json::Result<String> {
-    match (&args.mountpoint, statuses) {
+fn json(args: &Args, told: &[Told]) -> serde_json::Result<String> {
+    match (&args.mountpoint, told) {
         (Some(_), [only]) => serde_json::to_string(only),
-        _ => serde_json::to_string(statuses),
+        _ => serde_json::to_string(told),
     }
 }
 
@@ -88,42 +96,92 @@ fn wanted(args: &Args) -> Result<Vec<Mount>, String> {
     Ok(mounts.into_iter().filter(ours).collect())
 }
 
-/// What the mounts say, and whether all of them did.
-fn ask(mounts: &[Mount]) -> (Vec<MountStatus>, bool) {
-    let mut statuses = Vec::new();
-    for mount in mounts {
-        let status = Client::connect(mount).and_then(|mut client| {
-            client.ask(&Request::Status)?;
-            match client.next()? {
-                Some(Event::Status(status)) => Ok(*status),
-                _ => Err("the process of the mount says nothing".into()),
-            }
-        });
-        match status {
-            Ok(status) => statuses.push(status),
-            Err(error) => complain(error),
-        }
-    }
-    let well = statuses.len() == mounts.len();
-    (statuses, well)
+/// What came of asking a mount.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Told {
+    Status(Box<MountStatus>),
+    Nothing {
+        mountpoint: String,
+        source: String,
+        error: String,
+    },
 }
 
-fn show(
-    args: &Args,
-    statuses: &[MountStatus],
-    before: Option<(Duration, &[MountStatus])>,
-) -> io::Result<()> {
+impl Told {
+    fn of(mount: &Mount, status: Result<MountStatus, String>) -> Told {
+        match status {
+            Ok(status) => Told::Status(Box::new(status)),
+            Err(error) => Told::Nothing {
+                mountpoint: mount.mountpoint.to_string_lossy().into_owned(),
+                source: mount.source.to_string_lossy().into_owned(),
+                error,
+            },
+        }
+    }
+}
+
+/// Asks all mounts at the same time, and waits no longer than [`ALL_MAX`].
+fn ask(mounts: Vec<Mount>) -> Vec<Told> {
+    let (tell, all) = mpsc::channel();
+    let silent = |mount: &Mount| Err(format!("{}: no answer", mount.mountpoint.display()));
+    let mut told: Vec<Told> = (mounts.iter())
+        .map(|mount| Told::of(mount, silent(mount)))
+        .collect();
+    for (at, mount) in mounts.into_iter().enumerate() {
+        let tell = tell.clone();
+        // Nobody listens any more once it took too long.
+        let ask = move || drop(tell.send((at, Told::of(&mount, ask_one(&mount)))));
+        if let Err(error) = std::thread::Builder::new().spawn(ask) {
+            complain(format!("no thread: {error}"));
+        }
+    }
+    drop(tell);
+    let until = Instant::now() + ALL_MAX;
+    let left = || until.saturating_duration_since(Instant::now());
+    while let Ok((at, one)) = all.recv_timeout(left()) {
+        told[at] = one;
+    }
+    told
+}
+
+fn ask_one(mount: &Mount) -> Result<MountStatus, String> {
+    let mut client = Client::connect(mount)?;
+    let mut asked = || {
+        client.answer_within(Some(ANSWER_MAX))?;
+        client.ask(&Request::Status)?;
+        match client.next()? {
+            Some(Event::Status(status)) => Ok(*status),
+            _ => Err("the process of the mount says nothing".into()),
+        }
+    };
+    asked().map_err(|error: String| format!("{}: {error}", mount.mountpoint.display()))
+}
+
+fn show(args: &Args, told: &[Told], before: Option<(Duration, &[Told])>) -> io::Result<()> {
     let mut text = String::new();
     if args.watch && std::io::stdout().is_terminal() {
         text.push_str(CLEAR);
     }
-    for status in statuses {
-        let old = before.and_then(|(passed, old)| {
-            let same = old.iter().find(|old| old.mountpoint == status.mountpoint)?;
-            Some((passed, same))
-        });
+    for told in told {
         // Writing to a string does not fail.
-        let _ = describe(&mut text, status, args.all, old);
+        let _ = match told {
+            Told::Status(status) => {
+                let old = before.and_then(|(passed, old)| {
+                    let same = old.iter().find_map(|old| match old {
+                        Told::Status(old) if old.mountpoint == status.mountpoint => Some(&**old),
+                        _ => None,
+                    })?;
+                    Some((passed, same))
+                });
+                describe(&mut text, status, args.all, old)
+            }
+            Told::Nothing {
+                mountpoint,
+                source,
+                error,
+            } => writeln!(text, "{source} on {mountpoint} (not answering)\n  {error}"),
+        };
     }
     match text.is_empty() {
         true => Ok(()),

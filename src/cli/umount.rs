@@ -1,6 +1,6 @@
 //! `memfs umount`: push what is dirty, then unmount.
 
-use super::control::{Client, Event, Left, Request, find, remove_socket};
+use super::control::{Client, Event, Left, Request, find_at, remove_socket};
 use super::progress::{Progress, Unit};
 use super::{complain, fail};
 use crate::frontend::fuse::mounts::Mount;
@@ -8,9 +8,12 @@ use crate::frontend::fuse::unmount;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// So long the process of the mount may take to end once it has said everything.
 const END_SECONDS_MAX: i64 = 10;
+/// So long it may say nothing while it pushes; it tells several times a second how far it is.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Push what is dirty, then unmount
 ///
@@ -27,7 +30,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
-    let outcome = find(&args.mountpoint).and_then(|mount| {
+    let outcome = find_at(&args.mountpoint).and_then(|mount| {
         let left = match Client::connect(&mount) {
             Ok(client) => push_and_unmount(client, &mount, args.force)?,
             Err(error) if args.force => take_from_nobody(&mount, error)?,
@@ -49,17 +52,20 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// Returns what was not pushed although it is unmounted.
 fn push_and_unmount(mut client: Client, mount: &Mount, force: bool) -> Result<Vec<Left>, String> {
+    let place = mount.mountpoint.display();
+    client.answer_within(Some(SILENCE_MAX))?;
     let asked = client.ask(&Request::Umount { force });
     let left = match asked.and_then(|()| pushed(&mut client)) {
         // It was about to end.
         Err(error) if force => return take_from_nobody(mount, error),
-        outcome => outcome?,
+        Err(error) => return Err(format!("{place}: {error}; --force unmounts all the same")),
+        Ok(left) => left,
     };
+    client.answer_within(None)?;
     if !left.is_empty() && !force {
         for Left { path, why } in left {
             complain(format!("not pushed: {path}: {why}"));
         }
-        let place = mount.mountpoint.display();
         return Err(format!(
             "{place} stays mounted; --force unmounts all the same"
         ));

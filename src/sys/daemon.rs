@@ -7,18 +7,24 @@
 //! ```
 //!
 //! Until `done` the child is in the caller's session: it may print, ask on the terminal, and Ctrl-C
-//! ends both.
+//! ends both. A signal that ends the caller alone ends the child as well: it is sent SIGTERM then.
 
 use super::{Forked, close_standard_streams, fork};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, setsid, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_parent_process_death_signal,
+    setsid, waitpid,
+};
 use std::io::{self, Write as _};
+use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 
 /// A daemon that has yet to say that it is up.
 #[must_use = "the caller waits until it is done"]
 pub struct Starting {
     report: OwnedFd,
+    /// Stays with the thread that is told of the caller's end: see prctl(2).
+    _thread: PhantomData<*const ()>,
 }
 
 /// Goes on in a child process; the calling one waits for it and then ends, with the exit code of the
@@ -30,8 +36,19 @@ pub fn detach() -> io::Result<Starting> {
     // What stands in the buffer would be printed by both.
     io::stdout().flush()?;
     let (outcome, report) = pipe_with(PipeFlags::CLOEXEC)?;
+    let caller = getpid();
     match fork()? {
-        Forked::Child => Ok(Starting { report }),
+        Forked::Child => {
+            set_parent_process_death_signal(Some(Signal::TERM))?;
+            if getppid() != Some(caller) {
+                // It ended before that.
+                kill_process(getpid(), Signal::TERM)?;
+            }
+            Ok(Starting {
+                report,
+                _thread: PhantomData,
+            })
+        }
         Forked::Parent(child) => {
             drop(report);
             std::process::exit(wait(outcome, child))
@@ -71,6 +88,7 @@ impl Starting {
     /// Where there is no `/dev/null`.
     pub fn done(self) -> io::Result<()> {
         io::stdout().flush()?;
+        set_parent_process_death_signal(None)?;
         close_standard_streams()?;
         // Fails only for the leader of a process group, which a child just forked is not.
         let _ = setsid();

@@ -18,6 +18,6 @@ pub use handle::file_handle;
 pub use lock_flags::is_flock;
 pub use mapped_file::{MappedFile, UNFINISHED};
 pub use mapped_words::MappedWords;
-pub use parent::ParentDeath;
+pub use parent::{ParentDeath, end_with_us};
 pub use watched::watched;
 pub use write_back::write_back;

@@ -1,11 +1,29 @@
 //! Learning of the death of the process that started this one, even where it cannot be buried yet.
 
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 /// The signal it is told by.
 const SIGNAL: Signal = Signal::USR1;
+
+/// What `command` starts ends when this thread does, whatever ends it.
+pub fn end_with_us(command: &mut Command) {
+    let parent = getpid();
+    let watch = move || {
+        set_parent_process_death_signal(Some(Signal::TERM))?;
+        match getppid() == Some(parent) {
+            true => Ok(()),
+            // We ended before that.
+            false => Err(rustix::io::Errno::SRCH.into()),
+        }
+    };
+    // SAFETY: it makes two system calls and allocates nothing, also for an error, which is a bare number: that may be
+    // done between fork and exec.
+    unsafe { command.pre_exec(watch) };
+}
 
 /// Tells when the thread that started this process ends. That comes before the whole process is gone: a
 /// thread of it that waits in the kernel may keep it, with all its descriptors, for as long as it waits.

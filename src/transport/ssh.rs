@@ -14,6 +14,7 @@
 //! A mount whose far side is gone starts it again in the same way, but with nobody to ask and no terminal.
 
 use super::{Identity, PublicKey};
+use crate::sys::end_with_us;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -113,6 +114,9 @@ fn launch(target: &SshTarget, unasked: bool) -> Result<Child, String> {
         command
             .env("SSH_ASKPASS_REQUIRE", "never")
             .stderr(Stdio::piped());
+    } else {
+        // It may wait for an answer of the user or the network for as long as it likes.
+        end_with_us(&mut command);
     }
     command
         .arg(destination)

@@ -2,7 +2,7 @@
 
 use memfs::transport::ssh::{self, SshTarget};
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub const MEMFS: &str = env!("CARGO_BIN_EXE_memfs");
 /// An sshd of this test's own; ended when dropped.
 pub struct Sshd {
     pub dir: TempDir,
-    address: Ipv4Addr,
+    address: IpAddr,
     port: u16,
     process: Child,
 }
@@ -30,11 +30,11 @@ impl Drop for Sshd {
 impl Sshd {
     /// `None`, with a word why, where there is no sshd. `forced` is a command that every login runs.
     pub fn start(forced: Option<&str>) -> Option<Sshd> {
-        Sshd::start_at(Ipv4Addr::LOCALHOST, forced)
+        Sshd::start_at(Ipv4Addr::LOCALHOST.into(), forced)
     }
 
     /// As [`Sshd::start`], at an address of this machine.
-    pub fn start_at(address: Ipv4Addr, forced: Option<&str>) -> Option<Sshd> {
+    pub fn start_at(address: IpAddr, forced: Option<&str>) -> Option<Sshd> {
         for program in [SSHD, "/usr/bin/ssh", "/usr/bin/ssh-keygen"] {
             if !Path::new(program).exists() {
                 eprintln!("SKIPPED: {program} is not installed (openssh-server, openssh-client)");
@@ -124,10 +124,10 @@ impl Sshd {
 
 /// A TCP port that nobody listens on.
 pub fn free_port() -> u16 {
-    free_port_at(Ipv4Addr::LOCALHOST)
+    free_port_at(Ipv4Addr::LOCALHOST.into())
 }
 
-fn free_port_at(address: Ipv4Addr) -> u16 {
+fn free_port_at(address: IpAddr) -> u16 {
     let listener = TcpListener::bind((address, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }

@@ -3,10 +3,16 @@
 use super::{Event, Request, socket_paths};
 use crate::frontend::fuse::mounts::{self, Mount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// So long the process of a mount may take to let a command in. It does so at once, unless it is stopped.
+const LET_IN_MAX: Duration = Duration::from_secs(10);
 
 /// A connection to the process of a mount.
 pub struct Client {
@@ -26,7 +32,7 @@ impl Client {
             .ok_or_else(|| format!("{place}: it is not known who mounted it"))?;
         let mut complaint = None;
         for path in socket_paths(mount.device, owner) {
-            match UnixStream::connect(&path) {
+            match connect(&path) {
                 Ok(stream) => {
                     return Client::over(stream, owner).map_err(|e| format!("{place}: {e}"));
                 }
@@ -48,6 +54,15 @@ impl Client {
             stream: BufReader::new(stream),
             process: Some(peer.pid),
         })
+    }
+
+    /// From here on each thing it says may take so long; as long as it likes where that is `None`.
+    ///
+    /// # Errors
+    /// For no time at all.
+    pub fn answer_within(&self, time: Option<Duration>) -> Result<(), String> {
+        let set = self.stream.get_ref().set_read_timeout(time);
+        set.map_err(|e| e.to_string())
     }
 
     /// Asks.
@@ -82,6 +97,10 @@ impl Client {
                 .map(Some)
                 .map_err(|e| format!("the process of the mount speaks otherwise: {e}")),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(match self.process {
+                Some(process) => format!("process {process} does not answer"),
+                None => "the process of the mount does not answer".into(),
+            }),
             Err(error) => Err(format!("the process of the mount: {error}")),
         }
     }
@@ -101,6 +120,15 @@ impl Client {
     }
 }
 
+/// As `UnixStream::connect`, but without waiting for ever where too many wait already.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(LET_IN_MAX))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
 /// Takes away the socket that a process left behind when it was killed.
 pub fn remove_socket(mount: &Mount) {
     for path in socket_paths(mount.device, mount.owner.unwrap_or_default()) {
@@ -117,6 +145,26 @@ pub fn remove_socket(mount: &Mount) {
 /// # Errors
 /// One line for the user.
 pub fn find(path: &Path) -> Result<Mount, String> {
+    resolve(path).map(|(mount, _)| mount)
+}
+
+/// The memfs mount at a path, which is to be its mount point.
+///
+/// # Errors
+/// One line for the user.
+pub fn find_at(path: &Path) -> Result<Mount, String> {
+    let (mount, resolved) = resolve(path)?;
+    if mount.mountpoint == resolved {
+        return Ok(mount);
+    }
+    let (path, place) = (path.display(), mount.mountpoint.display());
+    Err(format!(
+        "{path} is not a mount point: it lies on the mount at {place}"
+    ))
+}
+
+/// The memfs mount at or above a path, and the path without symbolic links.
+fn resolve(path: &Path) -> Result<(Mount, PathBuf), String> {
     let shown = path.display();
     let line = |e: io::Error| format!("{shown}: {e}");
     let resolved = match (path.parent(), path.file_name()) {
@@ -131,10 +179,12 @@ pub fn find(path: &Path) -> Result<Mount, String> {
     };
     let mount = holding(&resolved)?;
     if let Some(mount) = mount.filter(|mount| mount.mountpoint == resolved) {
-        return Ok(mount);
+        return Ok((mount, resolved));
     }
     let resolved = path.canonicalize().map_err(line)?;
-    holding(&resolved)?.ok_or_else(|| format!("{shown} is not on a memfs mount"))
+    let mount = holding(&resolved)?;
+    let mount = mount.ok_or_else(|| format!("{shown} is not on a memfs mount"))?;
+    Ok((mount, resolved))
 }
 
 fn holding(path: &Path) -> Result<Option<Mount>, String> {

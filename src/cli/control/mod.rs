@@ -14,7 +14,7 @@ mod client;
 mod files;
 mod server;
 
-pub use client::{Client, find, remove_socket};
+pub use client::{Client, find, find_at, remove_socket};
 pub use files::each;
 pub use server::{Left, Server, Service};
 

@@ -54,7 +54,7 @@ impl Target {
                 directory,
             } => {
                 let target = SshTarget {
-                    destination: destination.clone(),
+                    destination: without_brackets(destination),
                     directory: directory.clone(),
                     ssh: plan.ssh.clone(),
                     server: settings
@@ -116,6 +116,21 @@ impl Target {
     }
 }
 
+/// `me@[::1]` as `me@::1`: ssh takes an address without the brackets that tell it from what follows.
+fn without_brackets(destination: &str) -> String {
+    let (user, host) = match destination.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, destination),
+    };
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    match (user, inner.unwrap_or(host)) {
+        (Some(user), host) => format!("{user}@{host}"),
+        (None, host) => host.to_owned(),
+    }
+}
+
 fn trust(plan: &Plan, identity: &Identity) -> Result<ServerTrust, String> {
     if let Some(fingerprint) = &plan.settings.server_key {
         return Ok(ServerTrust::Fingerprint(fingerprint.clone()));
@@ -162,4 +177,22 @@ async fn connect_inside(
         replica,
         listener: Some(listener),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_are_not_for_ssh() {
+        for (typed, told) in [
+            ("[::1]", "::1"),
+            ("me@[fe80::1%eth0]", "me@fe80::1%eth0"),
+            ("a@b@host", "a@b@host"),
+            ("host", "host"),
+            ("[host", "[host"),
+        ] {
+            assert_eq!(without_brackets(typed), told);
+        }
+    }
 }

@@ -1,10 +1,16 @@
 //! How to mount: the long options, and the same as `-o name=value,…` as `mount(8)` gives them.
 
-use crate::units::{parse_duration, parse_size};
+use crate::node::replica::CACHE_BYTES_MIN;
+use crate::units::{format_size, parse_duration, parse_size};
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// The shortest and the longest time that makes sense: more than a year is no time limit any more.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
+const INTERVAL_MAX: Duration = Duration::from_secs(8760 * 3600);
 
 /// The options that have values or stand for themselves; unset where they were not given.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -48,7 +54,7 @@ pub struct Settings {
     #[arg(long, value_name = "DIR|memory")]
     pub cache: Option<PathBuf>,
     /// What local copies may take on disk, at least 8M; what was used longest ago goes, dirty bytes never
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_cache_size, allow_negative_numbers = true)]
     pub cache_size: Option<u64>,
     /// What is stored through a mapping leaves within this time
     #[arg(long, value_name = "TIME", value_parser = parse_interval, allow_negative_numbers = true)]
@@ -133,10 +139,17 @@ pub enum Offline {
     Serve,
 }
 
+fn parse_cache_size(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        bytes if bytes >= CACHE_BYTES_MIN => Ok(bytes),
+        _ => Err(format!("give at least {}", format_size(CACHE_BYTES_MIN))),
+    }
+}
+
 fn parse_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
-        Duration::ZERO => Err("it must be more than nothing".into()),
-        time => Ok(time),
+        time if (INTERVAL_MIN..=INTERVAL_MAX).contains(&time) => Ok(time),
+        _ => Err("give 1ms to 8760h".into()),
     }
 }
 
@@ -296,14 +309,26 @@ fn long_option(option: &str) -> Result<OsString, String> {
     let command = <Listed as clap::CommandFactory>::command();
     let known = |argument: &clap::Arg| argument.get_long() == Some(name.as_str());
     if !command.get_arguments().any(known) {
+        let meant = similar_to(&name).map_or_else(String::new, |similar| {
+            format!(", a similar one is '{similar}'")
+        });
         return Err(format!(
-            "-o {option}: there is no such option; 'memfs mount --help' has those there are"
+            "-o {option}: there is no such option{meant}; 'memfs mount --help' has those there are"
         ));
     }
     Ok(match value {
         Some(value) => format!("--{name}={value}").into(),
         None => format!("--{name}").into(),
     })
+}
+
+/// The option that may have been meant.
+fn similar_to(name: &str) -> Option<String> {
+    let error = Listed::try_parse_from([format!("--{name}")]).err()?;
+    match error.get(ContextKind::SuggestedArg)? {
+        ContextValue::String(similar) => Some(similar.trim_start_matches('-').to_owned()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -345,6 +370,12 @@ mod tests {
     fn complaints_name_option_and_value() {
         for (list, words) in [
             ("bogus", vec!["bogus", "no such option"]),
+            (
+                "cache_sise=1G",
+                vec!["cache_sise=1G", "no such option", "'cache-size'"],
+            ),
+            ("cache_size=1k", vec!["cache-size", "'1k'", "8.0 MiB"]),
+            ("soft=10000h", vec!["soft", "'10000h'", "1ms to 8760h"]),
             ("cache_size=much", vec!["cache-size", "'much'", "bytes"]),
             ("idmap=all", vec!["idmap", "all", "user"]),
             ("soft=0", vec!["soft", "'0'"]),

@@ -55,6 +55,7 @@ mod transfer;
 mod unsynced;
 
 pub use cache::conflicts::Conflict;
+pub use cache::room::ROOM_BYTES_MIN as CACHE_BYTES_MIN;
 pub use lending::Backing;
 pub use locks::LockAsked;
 pub use status::{LinkState, RegionStatus, Status};

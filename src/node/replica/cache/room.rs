@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The least that copies may take, whatever is asked for.
-const ROOM_BYTES_MIN: u64 = 8 << 20;
+pub const ROOM_BYTES_MIN: u64 = 8 << 20;
 /// What is punched out at once of a file in use, and read before it may be again.
 const CHUNK_BYTES: u64 = 1 << 20;
 /// Chunks looked at under one hold of a region's lock.
