@@ -13,10 +13,16 @@ use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::Access;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::MutexGuard;
 
-/// A store is tried at least so often once all was pushed.
-const TRIES_MIN: u32 = 10;
+/// A store is tried so often after nothing could be given up: what is read and pulled meanwhile takes of the room
+/// as well.
+const IN_VAIN_MAX: u32 = 10;
+/// How long that may go on before the store is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
+/// A store is tried so often in all: who reads and who stores may take the room from each other, but not for ever.
+const TRIES_MAX: u32 = 500;
 
 /// Whether there was no room for something.
 pub(super) fn is_full(errno: Errno) -> bool {
@@ -29,6 +35,7 @@ pub(super) struct Storing<'a> {
     /// Held from the first time on: else others would take the room that is made for it.
     turn: Option<MutexGuard<'a, ()>>,
     tries: u32,
+    in_vain: u32,
 }
 
 impl<'a> Storing<'a> {
@@ -42,8 +49,11 @@ impl<'a> Storing<'a> {
         self.tries += 1;
         let pushed = shared.push_all().await;
         let freed = shared.disk_is_full().await;
-        // What is read and pulled meanwhile takes of the room as well, but not for ever.
-        pushed || freed || self.tries < TRIES_MIN
+        if !pushed && !freed {
+            self.in_vain += 1;
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.in_vain < IN_VAIN_MAX && self.tries < TRIES_MAX
     }
 }
 

@@ -209,7 +209,8 @@ impl Shared {
                     "the disk of the cache is full: {taken} bytes are all that copies can take"
                 );
             }
-            shared.make_room_now();
+            // Of what they take, though the disk may seem to have room meanwhile: it was not enough.
+            shared.make_room_now(taken);
             shared.copy_bytes.load(Ordering::Relaxed) < taken
         });
         made.await.unwrap_or(false)
@@ -229,7 +230,12 @@ impl Shared {
     }
 
     fn takes(&self, eighths: u64) -> bool {
-        self.copy_bytes.load(Ordering::Relaxed) > self.room() / 8 * eighths
+        self.takes_of(u64::MAX, eighths)
+    }
+
+    /// Whether copies take more than so many eighths of `most`, and of what they may.
+    fn takes_of(&self, most: u64, eighths: u64) -> bool {
+        self.copy_bytes.load(Ordering::Relaxed) > self.room().min(most) / 8 * eighths
     }
 
     /// Whether what nobody has asked for may be pulled.
@@ -264,24 +270,26 @@ impl Shared {
         if self.takes(6) && !self.making_room.swap(true, Ordering::AcqRel) {
             let shared = self.clone();
             self.runtime.spawn_blocking(move || {
-                shared.make_room_now();
+                shared.make_room_now(u64::MAX);
                 shared.making_room.store(false, Ordering::Release);
             });
         }
     }
 
-    fn make_room_now(self: &Arc<Self>) {
-        while self.takes(5) && self.remove_oldest() {}
-        while self.takes(5) && self.give_up_oldest() {
-            while self.takes(5) && self.remove_oldest() {}
+    /// Gives up copies until they take no more than a part of `most`, and of what they may.
+    fn make_room_now(self: &Arc<Self>, most: u64) {
+        let takes = |eighths| self.takes_of(most, eighths);
+        while takes(5) && self.remove_oldest() {}
+        while takes(5) && self.give_up_oldest() {
+            while takes(5) && self.remove_oldest() {}
         }
-        if !self.takes(7) {
+        if !takes(7) {
             return;
         }
         let mut regions = self.regions();
         regions.sort_by_key(|region| region.last_used());
         for region in regions {
-            region.trim(self, || !self.takes(6));
+            region.trim(self, || !takes(6));
         }
     }
 
