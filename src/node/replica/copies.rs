@@ -245,20 +245,13 @@ impl Shared {
     fn close_copies(&self, kept: usize) {
         let mut regions = self.regions.lock();
         let mut idle: Vec<_> = (regions.values())
-            .filter_map(|node| {
-                let region = node
-                    .region
-                    .lock()
-                    .clone()
-                    .filter(|region| !region.is_busy())?;
-                Some((region.last_used(), node.clone()))
-            })
+            .filter_map(|node| Some((node.idle_since()?, node.clone())))
             .collect();
         idle.sort_by_key(|(used, _)| *used);
         let surplus = idle.len().saturating_sub(kept);
         for (_, node) in idle.into_iter().take(surplus) {
             let mut slot = node.region.lock();
-            if slot.as_ref().is_some_and(|region| !region.is_busy()) {
+            if slot.as_ref().is_some_and(is_idle) {
                 *slot = None;
                 regions.remove(&node.no);
             }
@@ -299,6 +292,21 @@ impl Replica {
         let handle = self.open_region(node, region, write).await;
         Some((handle, self.shared.kernel_may_keep(node)))
     }
+}
+
+impl Node {
+    /// When its region was last used, if it has one that nobody needs.
+    pub(super) fn idle_since(&self) -> Option<u64> {
+        let slot = self.region.lock();
+        let region = slot.as_ref().filter(|region| is_idle(region))?;
+        Some(region.last_used())
+    }
+}
+
+/// Whether nobody needs a region, asked under the lock of its slot: who has found it there and is about to open it
+/// holds it.
+pub(super) fn is_idle(region: &Arc<Region>) -> bool {
+    Arc::strong_count(region) == 1 && !region.is_busy()
 }
 
 /// The region of a file that no program has open, if something is dirty of it.

@@ -23,8 +23,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What part of a lease is for taking back what it was for.
-pub(super) const MARGIN: u32 = 10;
+/// What part of a lease is for taking back what it was for: 2 s of 10 s, as a busy machine may take its time.
+pub(super) const MARGIN: u32 = 5;
 /// Threads that end no call for so long are stuck.
 const STUCK: Duration = Duration::from_millis(10);
 /// Threads that may be stuck: there are no more READs under way than programs make.

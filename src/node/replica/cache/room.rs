@@ -18,6 +18,7 @@
 
 use super::{Cache, Idle, parse_stem};
 use crate::node::replica::Shared;
+use crate::node::replica::copies::is_idle;
 use crate::node::replica::inner::Inner;
 use crate::node::replica::nodes::Node;
 use crate::node::replica::region::Region;
@@ -302,11 +303,7 @@ impl Shared {
     /// Closes the copy of the region that was used longest ago of those that nobody needs. False if there is none.
     fn give_up_oldest(&self) -> bool {
         let regions = self.regions.lock();
-        let idle = regions.values().filter_map(|node| {
-            let region = node.region.lock().clone();
-            let region = region.filter(|region| !region.is_busy())?;
-            Some((region.last_used(), node.clone()))
-        });
+        let idle = (regions.values()).filter_map(|node| Some((node.idle_since()?, node.clone())));
         let Some((_, node)) = idle.min_by_key(|(used, _)| *used) else {
             return false;
         };
@@ -319,7 +316,7 @@ impl Shared {
     pub(in crate::node::replica) fn give_up_idle(&self, node: &Node) {
         let mut regions = self.regions.lock();
         let mut slot = node.region.lock();
-        if slot.as_ref().is_some_and(|region| !region.is_busy()) {
+        if slot.as_ref().is_some_and(is_idle) {
             let region = slot.take();
             regions.remove(&node.no);
             drop((slot, regions));
