@@ -8,6 +8,7 @@ use crate::wire::codec::{self, CodecError, LENGTH_BYTES};
 use crate::wire::frame::{self, FRAME_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, Packed};
 use bytes::Bytes;
 use quinn::{ReadError, ReadExactError, WriteError};
+use std::task::{Context, Waker};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Why nothing could be read from or written to a stream.
@@ -209,6 +210,13 @@ pub async fn receive_frame(
         Kind::Zero => Frame::Zero(len),
         Kind::Lz4 => Frame::Data(vec![frame::unpack(&payload.join(), len)?.into()]),
     })
+}
+
+/// Takes in that a stream ends after what was received of it, if that is known yet, as it mostly is. A stream that is let go
+/// of before counts as unwanted, which the other side is told: in a datagram of its own.
+pub fn take_end(stream: &mut quinn::RecvStream) {
+    let end = std::pin::pin!(stream.read_chunk(1, true));
+    let _ = end.poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Bytes of known number, in the pieces they came in. Memory is taken as they come, not as they are

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 /// Serves one request.
 pub(super) async fn serve(attached: &Attached, mut send: SendStream, mut receive: RecvStream) {
     let served = answer(attached, &mut send, &mut receive).await;
+    stream::take_end(&mut receive);
     if let Err(error) = served {
         // Otherwise it would end as if it were complete. An error means that it has ended already.
         let _ = send.reset(RESET_UNFINISHED);

@@ -155,6 +155,7 @@ async fn receive_pull(
         let range = ByteRange::new(end, zero_until);
         region.update(|inner| inner.land_zeroes(pull.id, at, range, &mut wanted))?;
     }
+    stream::take_end(receive);
     if !pull.demand {
         kernel::put_later(shared, region, pull.range);
     }
@@ -344,7 +345,9 @@ async fn push_over(
         Ok(()) | Err(Broken::Stream(StreamError::Stopped)) => {}
         Err(broken) => return Err(broken),
     }
-    Ok(link::answer_of(link::receive_reply(&mut receive).await?)?)
+    let reply = link::receive_reply(&mut receive).await?;
+    stream::take_end(&mut receive);
+    Ok(link::answer_of(reply)?)
 }
 
 async fn send_push(
@@ -421,6 +424,7 @@ pub(super) async fn read_open(
             Frame::Zero(zeroes) => bytes.resize(bytes.len() + zeroes as usize, 0),
         }
     }
+    stream::take_end(&mut receive);
     Ok((at, size, bytes))
 }
 
