@@ -191,7 +191,20 @@ impl<'a> Session<'a> {
     /// # Errors
     /// One line.
     pub fn transfer(&self, bytes: u64, write: bool) -> Result<f64, String> {
-        raw::transfer(self, bytes, write)
+        let args = write.then(|| "--write".to_owned());
+        let printed = raw::ask(self, bytes, args.as_slice())?;
+        let seconds = printed.parse();
+        seconds.map_err(|_| format!("raw printed no seconds: {printed}"))
+    }
+
+    /// Exchanges by the bare transfer, `tasks` at once, as [`crate::workloads::Latencies`] prints them.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn exchange(&self, bytes: u64, longest: Duration, tasks: usize) -> Result<String, String> {
+        let millis = longest.as_millis();
+        let args = [format!("--exchange={millis}"), format!("--tasks={tasks}")];
+        raw::ask(self, bytes, &args)
     }
 
     /// A program on one side.

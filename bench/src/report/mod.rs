@@ -92,6 +92,19 @@ pub const METRICS: &[Metric] = &[
     ),
     metric("list", "100,000 files with attributes", "s"),
     metric("list-again", "100,000 files with attributes, again", "s"),
+    metric("small-unpack", "500 small files, unpacked", "s"),
+    metric("small-read", "500 small files, read over a cold mount", "s"),
+    metric("small-remove", "500 small files, removed", "s"),
+    metric(
+        "small-cpu-client",
+        "unpacking: processor, mounting side",
+        "ms/file",
+    ),
+    metric(
+        "small-cpu-server",
+        "unpacking: processor, serving side",
+        "ms/file",
+    ),
     metric("demand-p50", "fault beside a background pull, p50", "ms"),
     metric("demand-p99", "fault beside a background pull, p99", "ms"),
     metric("demand-pull", "background pull beside faults", "MiB/s"),
@@ -110,6 +123,16 @@ pub const METRICS: &[Metric] = &[
         "learned-times",
         "2000 scattered places: so many times sooner",
         "×",
+    ),
+    metric(
+        "random-cpu-client",
+        "random fault: processor, mounting side",
+        "µs/fault",
+    ),
+    metric(
+        "random-cpu-server",
+        "random fault: processor, serving side",
+        "µs/fault",
     ),
     metric(
         "read-cpu-client",

@@ -13,6 +13,7 @@
 //! | `remount` | all read, unmounted, mounted again and read through a mapping | MiB/s, bytes that came over the link |
 //! | `delta` | all read, unmounted, one page in a hundred changed at the server, mounted again and read | MiB/s, bytes that came over the link |
 //! | `list` | a directory of 100,000 files, each with its attributes, twice | seconds of both |
+//! | `small` | 500 small files: unpacked, read through a second mount, removed | seconds of each, processor time of the first |
 //! | `demand` | random faults while all else is brought in the background (memfs) | latency, MiB/s of the rest |
 //! | `learned` | 2000 scattered pages of a 1 GiB file, where another mount has touched them before (memfs) | seconds, and without that |
 //!
@@ -26,10 +27,11 @@ mod fault;
 mod fio;
 mod learned;
 mod list;
+mod small;
 mod stores;
 
 pub use demand::{TouchArgs, touch};
-pub use fault::{FaultArgs, fault};
+pub use fault::{FaultArgs, Latencies, fault};
 pub use learned::{ScatterArgs, scatter};
 pub use list::{ListArgs, list};
 pub use stores::{StoresArgs, stores};
@@ -38,6 +40,9 @@ use crate::link::Link;
 use crate::peers::{How, Session, System};
 use fio::Job;
 use std::time::Duration;
+
+/// Bytes of a GiB.
+const GIB: f64 = (1 << 30) as f64;
 
 /// A name from [`crate::report::METRICS`] and its value.
 pub type Measure = (&'static str, f64);
@@ -69,6 +74,8 @@ pub enum Workload {
     Delta,
     /// A directory of very many files
     List,
+    /// Many small files
+    Small,
     /// Faults beside a background pull
     Demand,
     /// Scattered places that were touched before
@@ -90,15 +97,16 @@ impl Workload {
             }
             (Workload::Learned, Memfs) => None,
             (Workload::Learned, _) => Some("learns nothing"),
-            (Workload::Read | Workload::Write, Raw) => None,
+            (Workload::Read | Workload::Write | Workload::Random | Workload::Random8, Raw) => None,
             (_, Raw) => Some("mounts nothing"),
             (Workload::Mount | Workload::Middle | Workload::Remount | Workload::Delta, Local) => {
                 Some("is no mount")
             }
-            (Workload::List, Nbdfuse) => Some("has one file"),
+            (Workload::List | Workload::Small, Nbdfuse) => Some("has one file"),
             (Workload::Write | Workload::MapWrite | Workload::Stores, Rclone) => {
                 Some("its fsync does not wait for the server")
             }
+            (Workload::Small, Rclone) => Some("its close does not wait for the server"),
             _ => None,
         }
     }
@@ -161,12 +169,13 @@ pub fn run(workload: Workload, session: &Session, extent: &Extent) -> Result<Vec
         Workload::Remount => remount(session, extent),
         Workload::Delta => delta::run(session, extent),
         Workload::List => list::run(session),
+        Workload::Small => small::run(session),
         Workload::Demand => demand::run(session, extent),
         Workload::Learned => learned::run(session, extent),
     }
 }
 
-/// Processor seconds for a GiB while something runs, on both sides.
+/// Processor time while something runs, on both sides.
 struct Effort([Option<f64>; 2]);
 
 impl Effort {
@@ -174,11 +183,17 @@ impl Effort {
         Effort([session.client.seconds(), session.server.seconds()])
     }
 
-    fn end(self, session: &Session, bytes: f64, names: [&'static str; 2]) -> Vec<Measure> {
+    /// For each of so many, in a unit of which a second has so many.
+    fn end(
+        self,
+        session: &Session,
+        count: f64,
+        units: f64,
+        names: [&'static str; 2],
+    ) -> Vec<Measure> {
         let now = Effort::begin(session).0;
         let both = names.into_iter().zip(self.0.into_iter().zip(now));
-        let per_gib = |seconds: f64| seconds * f64::from(1 << 30) / bytes;
-        both.filter_map(|(name, (then, now))| Some((name, per_gib(now? - then?))))
+        both.filter_map(|(name, (then, now))| Some((name, (now? - then?) * units / count)))
             .collect()
     }
 }
@@ -195,7 +210,7 @@ fn read(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
         let bytes = extent.bytes as f64;
         let mut measures = vec![("read", mib(bytes) / seconds)];
         // The client has ended, its group still knows what it took.
-        measures.extend(effort.end(session, bytes, names));
+        measures.extend(effort.end(session, bytes / GIB, 1.0, names));
         return Ok(measures);
     }
     let mount = session.mount(How::default())?;
@@ -203,7 +218,7 @@ fn read(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
     let first = Job::read(&mount.file, extent).run(session)?;
     let mut measures = vec![("read", first.speed)];
     if session.system != System::Local {
-        measures.extend(effort.end(session, first.bytes, names));
+        measures.extend(effort.end(session, first.bytes / GIB, 1.0, names));
         let memory = session.client.memory();
         measures.extend(memory.map(|memory| ("read-memory", mib(memory as f64))));
     }
@@ -225,14 +240,14 @@ fn write(session: &Session, extent: &Extent) -> Result<Vec<Measure>, String> {
         let seconds = session.transfer(extent.bytes, true)?;
         let bytes = extent.bytes as f64;
         let mut measures = vec![("write", mib(bytes) / seconds)];
-        measures.extend(effort.end(session, bytes, names));
+        measures.extend(effort.end(session, bytes / GIB, 1.0, names));
         return Ok(measures);
     }
     let mount = session.mount(How::default())?;
     let outcome = Job::write(&mount.file, extent).run(session)?;
     let mut measures = vec![("write", outcome.speed)];
     if session.system != System::Local {
-        measures.extend(effort.end(session, outcome.bytes, names));
+        measures.extend(effort.end(session, outcome.bytes / GIB, 1.0, names));
     }
     mount.unmount()?;
     Ok(measures)
