@@ -410,8 +410,8 @@ for _ in range(int(sys.argv[2])):
     connection.execute("COMMIT")
 "#;
 
-/// So many transactions on each mount, which take half a minute where nothing is optimized; MEMFS_TRANSACTIONS asks
-/// for another number.
+/// So many transactions on each mount, which take half a minute where nothing is optimized; `MEMFS_SQLITE_TRANSACTIONS`
+/// asks for another number.
 const TRANSACTIONS: u64 = 200;
 
 #[test]
@@ -432,7 +432,7 @@ c.executescript('CREATE TABLE counter (n); INSERT INTO counter VALUES (0)')";
         Mount::start(&home, &serve, "a"),
         Mount::start(&home, &serve, "b"),
     );
-    let asked = std::env::var("MEMFS_TRANSACTIONS").ok();
+    let asked = std::env::var("MEMFS_SQLITE_TRANSACTIONS").ok();
     let times = asked.map_or(TRANSACTIONS, |times| times.parse().unwrap());
     let count = |mount: &Mount| {
         let mut command = python();
