@@ -31,7 +31,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 const ME: Caller = Caller { uid: 0, gid: 0 };
 const CALLS_MAX: usize = 40;
@@ -91,7 +91,8 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
     let served = folder.path().join("served");
     std::fs::create_dir(&served).unwrap();
     std::fs::write(served.join("file"), "").unwrap();
-    let runtime = Runtime::new().unwrap();
+    // One thread for all: most of the time would go into waking others.
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let replica = runtime.block_on(serve_and_mount(&served, folder.path()));
     let name = Name::new("file").unwrap();
     let node = runtime.block_on(replica.lookup(ROOT, &name)).unwrap().node;
