@@ -32,8 +32,8 @@ pub(super) const CLOSE_UNAUTHORIZED: VarInt = VarInt::from_u32(1);
 /// Closes a connection whose server is not trusted.
 pub(super) const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(2);
 
-/// Streams a replica may have open: one is the control stream, the others are requests.
-const REQUESTS_MAX: u32 = 4096;
+/// Streams a replica may have open at first: one is the control stream, the others are requests.
+pub const STREAMS_AT_FIRST: u32 = 256;
 /// What may be on its way in one stream: 1 Gbit/s at 130 ms.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What may be on its way in all streams of a connection.
@@ -95,7 +95,7 @@ impl Listener {
         let tls = tls::server(identity).map_err(io::Error::other)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        let mut transport = transport_config(REQUESTS_MAX);
+        let mut transport = transport_config(STREAMS_AT_FIRST);
         transport.receive_window(VarInt::from_u32(GREETING_WINDOW_BYTES));
         config.transport_config(Arc::new(transport));
         config.max_incoming(HANDSHAKES_MAX);

@@ -28,7 +28,7 @@ mod tls;
 mod trust;
 
 pub use dialer::{ConnectError, Dialer, refused};
-pub use endpoint::{CONNECTION_WINDOW_BYTES, Listener, PORT_DEFAULT};
+pub use endpoint::{CONNECTION_WINDOW_BYTES, Listener, PORT_DEFAULT, STREAMS_AT_FIRST};
 pub use grant::Grant;
 pub use key::{Identity, KeyError, PublicKey};
 pub use network::Network;

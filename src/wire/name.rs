@@ -16,7 +16,7 @@ pub const PATH_BYTES_MAX: usize = 4095;
 /// One component of a path: not empty, no `/`, no NUL, neither `.` nor `..`, at most
 /// [`NAME_BYTES_MAX`] bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Encode)]
-pub struct Name(Vec<u8>);
+pub struct Name(Box<[u8]>);
 
 impl Name {
     /// The name, if it is one.
@@ -28,7 +28,7 @@ impl Name {
             && bytes != b".."
             && !bytes.contains(&b'/')
             && !bytes.contains(&0);
-        allowed.then_some(Name(bytes))
+        allowed.then_some(Name(bytes.into_boxed_slice()))
     }
 
     /// The name, if it is one.
@@ -105,9 +105,9 @@ impl RelPath {
         Some(match self.0.iter().rposition(|&b| b == b'/') {
             Some(at) => (
                 RelPath(self.0[..at].to_vec()),
-                Name(self.0[at + 1..].to_vec()),
+                Name(self.0[at + 1..].into()),
             ),
-            None => (RelPath::root(), Name(self.0.clone())),
+            None => (RelPath::root(), Name(self.0.as_slice().into())),
         })
     }
 
@@ -125,7 +125,7 @@ impl fmt::Debug for RelPath {
 
 impl From<Name> for OsString {
     fn from(name: Name) -> OsString {
-        OsString::from_vec(name.0)
+        OsString::from_vec(name.0.into_vec())
     }
 }
 

@@ -135,7 +135,7 @@ impl Attr {
 }
 
 /// See [`Attr::stamp`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Stamp {
     /// Size in bytes.
     pub size: u64,

@@ -1,12 +1,13 @@
 //! One connection: being let in, the control stream, taking requests.
 
+use super::allowance::Allowance;
 use super::coherence::Coherence;
 use super::outbox::{End, Outbox};
 use super::session::{Attachment, Session};
 use super::shares::Share;
 use super::{
     CLOSE_BUSY, CLOSE_DONE, CLOSE_EXPIRED, CLOSE_PROTOCOL, GREETING_MAX, PRIORITY_EVENTS,
-    REFUSAL_MAX, Service, request,
+    REFUSAL_MAX, REQUESTS_RUNNING_MAX, Service, request,
 };
 use crate::store::{Errno, Store};
 use crate::transport::stream::{self, StreamError};
@@ -269,6 +270,7 @@ async fn take_requests(attached: &Arc<Attached>, attachment: &Attachment) -> Res
         service, session, ..
     } = &**attached;
     let mut heard = false;
+    let mut allowance = Allowance::new();
     loop {
         let (send, receive) = attached.connection.accept_bi().await?;
         if !heard {
@@ -280,6 +282,8 @@ async fn take_requests(attached: &Arc<Attached>, attachment: &Attachment) -> Res
         }
         // Never closed.
         let permit = session.running.clone().acquire_owned().await;
+        let running = REQUESTS_RUNNING_MAX - session.running.available_permits();
+        allowance.adapt(&attached.connection, running);
         let attached = attached.clone();
         // The task outlives the connection: a change that has begun is carried to its end.
         tokio::spawn(async move {

@@ -12,13 +12,18 @@
 //!
 //! The turn also makes the order in which bytes are applied the order of their ticks. What another program does
 //! *during* one of our changes to the same node cannot be told apart from it.
+//!
+//! Of a stamp a hash is remembered, so that little is kept of a node, and of one that has lost its last name and that
+//! nobody has open, nothing.
 
 use super::session::Handle;
 use crate::region::{ClientId, Tick};
 use crate::wire::{FileId, Stamp};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
+use std::sync::{Arc, LazyLock, Weak};
 
 /// So many of a node's last stamps are remembered: notices lag a little behind.
 const STAMPS_MAX: usize = 8;
@@ -34,10 +39,18 @@ pub(super) struct Known {
     seen: Mutex<Seen>,
 }
 
+/// Stands for a stamp: that of another one is the same once in 2^64 times.
+type Print = NonZeroU64;
+
+fn print(stamp: Stamp) -> Print {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    Print::new(KEY.hash_one(stamp)).unwrap_or(Print::MIN)
+}
+
 #[derive(Default)]
 struct Seen {
-    /// Newest last.
-    stamps: Vec<Stamp>,
+    /// Of its last stamps, the newest last.
+    prints: [Option<Print>; STAMPS_MAX],
     /// The file as it was last opened.
     handle: Weak<Handle>,
     writers: Option<Writers>,
@@ -57,31 +70,29 @@ impl Known {
     /// Whether the node was seen before, and never like this.
     pub fn differs(&self, stamp: Stamp) -> bool {
         let seen = self.seen.lock();
-        !seen.stamps.is_empty() && !seen.stamps.contains(&stamp)
+        seen.newest().is_some() && !seen.prints.contains(&Some(print(stamp)))
     }
 
     /// Whether the node was seen like this.
     pub fn knows(&self, stamp: Stamp) -> bool {
-        self.seen.lock().stamps.contains(&stamp)
+        self.seen.lock().prints.contains(&Some(print(stamp)))
     }
 
     /// This is what it looks like now, and everyone was told.
     pub fn learn(&self, stamp: Stamp) {
+        let print = Some(print(stamp));
         let mut seen = self.seen.lock();
-        if seen.stamps.last() == Some(&stamp) {
-            return;
+        if seen.newest() != print {
+            seen.prints.rotate_left(1);
+            seen.prints[STAMPS_MAX - 1] = print;
         }
-        if seen.stamps.len() == STAMPS_MAX {
-            seen.stamps.remove(0);
-        }
-        seen.stamps.push(stamp);
     }
 
     /// As [`Known::learn`] for a node that was not seen before.
     pub fn learn_first(&self, stamp: Stamp) {
         let mut seen = self.seen.lock();
-        if seen.stamps.is_empty() {
-            seen.stamps.push(stamp);
+        if seen.newest().is_none() {
+            seen.prints[STAMPS_MAX - 1] = Some(print(stamp));
         }
     }
 
@@ -121,9 +132,23 @@ impl Known {
         self.seen.lock().handle = Arc::downgrade(handle);
     }
 
+    /// This handle is no more: what it took is only free when nothing points to it.
+    pub fn closed(&self, handle: *const Handle) {
+        let mut seen = self.seen.lock();
+        if std::ptr::eq(seen.handle.as_ptr(), handle) {
+            seen.handle = Weak::new();
+        }
+    }
+
     /// The file, if it is still open as it was opened last.
     pub fn handle(&self) -> Option<Arc<Handle>> {
         self.seen.lock().handle.upgrade()
+    }
+}
+
+impl Seen {
+    fn newest(&self) -> Option<Print> {
+        self.prints[STAMPS_MAX - 1]
     }
 }
 
@@ -155,6 +180,15 @@ impl Nodes {
         });
         table.nodes.insert(id, known.clone());
         known
+    }
+
+    /// The node has lost its last name. Where somebody else still uses it, it is remembered all the same: its turn
+    /// must not be there twice.
+    pub fn forget(&self, known: &Arc<Known>) {
+        let mut table = self.0.lock();
+        if Arc::strong_count(known) == 2 {
+            table.nodes.remove(&known.id);
+        }
     }
 
     /// The node, if it is remembered.
@@ -217,6 +251,23 @@ mod tests {
         assert!(!known.only_by(b, Tick(20)) && known.only_by(b, Tick(30)));
         known.wrote(Some(b), Tick(31));
         assert!(known.only_by(b, Tick(30)) && !known.only_by(b, Tick(29)));
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten_unless_it_is_used() {
+        let nodes = Nodes::default();
+        let id = FileId {
+            dev: 1,
+            ino: 2,
+            born: 3,
+        };
+        let (first, second) = (nodes.get(id), nodes.get(id));
+        nodes.forget(&first);
+        assert!(Arc::ptr_eq(&first, &nodes.get(id)));
+        drop(first);
+        nodes.forget(&second);
+        assert!(nodes.find(id).is_none());
+        assert!(size_of::<Known>() <= 208, "kept of each of many nodes");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! | `session` | what is kept for a replica over its connections |
 //! | `outbox` | what is to be told to a connected replica |
 //! | `coherence` | the core under its lock: who is told of what, and who waits for whom |
+//! | `allowance` | how many requests a connection may have under way |
 //! | `request` | one request stream: receiving it, applying it once, its reply |
 //! | `shares` | what one key may take of what there is for all |
 //! | `replies` | answers kept for requests that may come again |
@@ -31,6 +32,7 @@
 //! connection; what asks for the impossible gets an errno; what waits or piles up is bounded by
 //! the numbers below. Other replicas go on being served.
 
+mod allowance;
 mod buffers;
 mod change;
 mod coherence;
@@ -169,7 +171,10 @@ impl Default for AuthorityOptions {
 /// gone; then the listener is closed. Calls to the store block: a runtime with several threads keeps
 /// serving meanwhile.
 pub async fn serve(listener: Arc<Listener>, store: Arc<dyn Store>, options: AuthorityOptions) {
-    let service = Arc::new(Service::new(store, options));
+    run(listener, Arc::new(Service::new(store, options))).await;
+}
+
+async fn run(listener: Arc<Listener>, service: Arc<Service>) {
     let mut tasks = JoinSet::new();
     let timer = service.clone();
     tasks.spawn(async move { timer.coherence.run_timer().await });

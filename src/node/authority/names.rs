@@ -5,7 +5,9 @@ use super::known::Known;
 use super::{EPOCH, attributes, reply};
 use crate::region::Tick;
 use crate::store::{Errno, Result};
-use crate::wire::{Access, Answer, Attr, Caller, FileId, Make, Name, Node, RenameMode, Reply};
+use crate::wire::{
+    Access, Answer, Attr, Caller, FileId, Kind, Make, Name, Node, RenameMode, Reply,
+};
 use std::sync::Arc;
 
 /// The longest content of a symbolic link, in bytes.
@@ -113,7 +115,7 @@ impl Attached {
             let known = self.service.nodes.get(child.id);
             let _turn = known.turn.try_lock();
             store.remove(dir, name, directory)?;
-            renamed(&known, &child, None);
+            self.lost_name(&known, &child, None);
             Ok(Done {
                 value: (),
                 answer: None,
@@ -143,7 +145,7 @@ impl Attached {
             store.rename(from_dir, from, to_dir, to, mode)?;
             renamed(&moved.0, &moved.1, store.lookup(to_dir, to).ok());
             if let Some((known, before)) = &replaced {
-                renamed(known, before, store.lookup(from_dir, from).ok());
+                self.lost_name(known, before, store.lookup(from_dir, from).ok());
             }
             Ok(Done {
                 value: (),
@@ -221,6 +223,16 @@ impl Attached {
         let client = Some(session.client);
         let counted = service.coherence.change(client, stale, answer, mark);
         (counted, done.map(|done| done.value))
+    }
+
+    /// As [`renamed`], for what has lost a name and may have none any more.
+    fn lost_name(&self, known: &Arc<Known>, before: &Attr, after: Option<Attr>) {
+        let last = before.kind == Kind::Directory || before.nlink == 1;
+        let is_gone = last && after.is_none_or(|after| after.id != before.id);
+        renamed(known, before, after);
+        if is_gone {
+            self.service.nodes.forget(known);
+        }
     }
 
     /// The answer that tells of a node by its new name.

@@ -42,6 +42,12 @@ pub(super) struct Handle {
     pub _taken: Taken,
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.node.closed(self);
+    }
+}
+
 /// What is kept for one replica.
 pub(super) struct Session {
     pub client: ClientId,

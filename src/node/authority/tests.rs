@@ -4,6 +4,7 @@ mod abuse;
 mod client;
 mod coherence;
 mod filter;
+mod forgotten;
 mod hashes;
 mod local;
 mod locks;

@@ -360,15 +360,19 @@ impl Replica {
                 node: node.to_wire()?,
             })
         };
-        self.bounded(self.ask_bytes(request)).await
+        self.bounded(self.ask_bytes(&node, request)).await
     }
 
     async fn ask_bytes(
         &self,
+        node: &Node,
         request: impl Future<Output = Result<ReadRequest>>,
     ) -> Result<Vec<u8>> {
         match self.shared.link.read(request.await?).await? {
-            (_, Answer::Bytes(bytes)) => Ok(bytes),
+            (at, Answer::Bytes(bytes)) => {
+                node.saw(at);
+                Ok(bytes)
+            }
             _ => Err(Errno::PROTO),
         }
     }
@@ -392,7 +396,7 @@ impl Replica {
                     name: name.to_vec(),
                 })
             };
-            self.ask_bytes(request).await.map(Ok)
+            self.ask_bytes(&node, request).await.map(Ok)
         };
         let known = async {
             // The kernel wants it away before it stores anything; so does the authority's.
@@ -472,7 +476,7 @@ impl Replica {
             node.touch();
             self.shared
                 .queue(super::kernel::Job::DropAttributes(node.no));
-            outcome.map(|_| ())
+            outcome.map(|(at, _)| node.saw(at))
         })
         .await
     }

@@ -96,6 +96,7 @@ async fn ask(
     });
     match link::answer_of(link::exchange(session, &request).await?)? {
         (at, Answer::Hashed { size, hashes }) => {
+            region.node.saw(at);
             let bytes = hashes.len() * size_of::<Hash>();
             let counted = &shared.hash_bytes;
             counted.fetch_add(bytes as u64, Ordering::Relaxed);

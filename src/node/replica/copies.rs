@@ -11,6 +11,7 @@ use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::{Access, Answer, Attr, HandleId, Pages, ReadRequest};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Bytes of background pulls of one region under way at once.
 const BACKGROUND_BYTES: u64 = 16 << 20;
@@ -188,12 +189,14 @@ impl Shared {
             node: node.to_wire_open(),
             handle,
         };
-        if let (Some(_), Ok((at, Answer::Attr(attr)))) = (handle, self.link.read(request).await)
-            && attr.nlink == 0
-            && region.look(|inner| inner.opens == 0)
-            && let Err(errno) = region.update(|inner| inner.resized(at, 0, &mut Vec::new()))
-        {
-            tracing::error!("the local copy of an unlinked file cannot be cut: {errno}");
+        if let (Some(_), Ok((at, Answer::Attr(attr)))) = (handle, self.link.read(request).await) {
+            node.saw(at);
+            if attr.nlink == 0
+                && region.look(|inner| inner.opens == 0)
+                && let Err(errno) = region.update(|inner| inner.resized(at, 0, &mut Vec::new()))
+            {
+                tracing::error!("the local copy of an unlinked file cannot be cut: {errno}");
+            }
         }
         drop(hold);
         if let Some(parting) = self.part_if_idle(region) {
@@ -205,6 +208,13 @@ impl Shared {
     pub(super) fn close_remote_if_idle(self: &Arc<Self>, region: &Arc<Region>) {
         if let Some(parting) = self.part_if_idle(region) {
             self.close_later(parting);
+        }
+        // The kernel may have forgotten it while it was busy.
+        let node = &region.node;
+        if node.lookups.load(Ordering::Relaxed) == 0
+            && let Some(node) = self.nodes.unrefer(node.no, 0)
+        {
+            self.forgotten(&[node]);
         }
     }
 

@@ -74,6 +74,10 @@ impl Shared {
                 }
             }
             node.drops.fetch_sub(dropping, Ordering::AcqRel);
+        } else {
+            // The authority need not tell of it: it was forgotten, or read for an answer that was read again. What an
+            // older answer says that is still on its way is not kept.
+            self.link.send_event(ReplicaEvent::Forget(vec![(id, at)]));
         }
         match self.kernel.get() {
             Some(kernel) => kernel.queue(Job::Taken(change)),

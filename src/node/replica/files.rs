@@ -513,7 +513,10 @@ impl Replica {
                 })
                 .await?
             {
-                (_, Answer::Offset(offset)) => Ok(offset),
+                (at, Answer::Offset(offset)) => {
+                    file.node.saw(at);
+                    Ok(offset)
+                }
                 _ => Err(Errno::PROTO),
             }
         })

@@ -31,7 +31,7 @@ pub(super) struct Node {
     pub kind: Kind,
     /// References the kernel holds. Raised under the table's read lock, lowered under its write lock.
     pub lookups: AtomicU64,
-    /// Newest tick seen in any answer about it: see [`crate::wire::ReplicaEvent::Forget`].
+    /// Newest tick seen in any answer about it: see [`Node::saw`].
     pub seen: AtomicU64,
     pub state: Mutex<NodeState>,
     /// Times that pages are still to be dropped from the kernel's cache.
@@ -187,10 +187,17 @@ impl Node {
         self.state.lock().attr.map(|(attr, _)| attr)
     }
 
+    /// An answer about it was made at `at`. To be said of each answer with which the authority subscribes this replica: it
+    /// would keep the subscription when the node is forgotten, for an answer that might be on its way
+    /// ([`crate::wire::ReplicaEvent::Forget`]).
+    pub fn saw(&self, at: Tick) {
+        self.seen.fetch_max(at.0, Ordering::Relaxed);
+    }
+
     /// Takes in attributes from an answer made at `at`. Returns false if content was cached that these
     /// attributes show to have changed unannounced: the copy is to be dropped.
     pub fn adopt(&self, attr: &Attr, at: Tick) -> bool {
-        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        self.saw(at);
         let mut state = self.state.lock();
         if at < state.stale_until || state.attr.is_some_and(|(_, known)| at < known) {
             return true;
@@ -209,7 +216,7 @@ impl Node {
 
     /// As [`Node::adopt`], for the answer to a change of this replica's own.
     pub fn adopt_own(&self, attr: &Attr, at: Tick) {
-        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        self.saw(at);
         let mut state = self.state.lock();
         if at >= state.stale_until && state.attr.is_none_or(|(_, known)| known <= at) {
             state.attr = Some((*attr, at));
@@ -280,7 +287,7 @@ impl Node {
 
     /// Remembers the names of the extended attributes, from an answer made at `at`.
     pub fn learn_xattrs(&self, names: &[u8], at: Tick) {
-        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        self.saw(at);
         let mut state = self.state.lock();
         if at >= state.stale_until && names.len() <= XATTR_NAMES_BYTES_MAX {
             state.xattrs = Some((names.to_vec(), at));
@@ -295,7 +302,7 @@ impl Node {
     /// Remembers what a name stands for, from an answer made at `at`. False if it stood for something else and
     /// nobody has said so: the kernel may still think that.
     pub fn learn_name(&self, name: &Name, node: Option<NodeNo>, at: Tick) -> bool {
-        self.seen.fetch_max(at.0, Ordering::Relaxed);
+        self.saw(at);
         let mut state = self.state.lock();
         if at < state.stale_until {
             return true;

@@ -131,6 +131,7 @@ async fn receive_pull(
     let Answer::Pulled { size, zero_until } = answer else {
         return Err(StreamError::Protocol("no pull in the answer to a pull".into()).into());
     };
+    region.node.saw(at);
     region.update(|inner| inner.adopt_size(at, size))?;
     let end = pull.range.end.min(size.max(pull.range.start));
     let mut landing = Landing {
@@ -447,7 +448,8 @@ pub(super) async fn remote(
         access,
     };
     let reply = link::exchange(session, &Request::Read(request)).await?;
-    let (_, answer) = link::answer_of(reply)?;
+    let (at, answer) = link::answer_of(reply)?;
+    region.node.saw(at);
     let Answer::Opened { handle, .. } = answer else {
         return Err(StreamError::Protocol("no handle in the answer to open".into()).into());
     };

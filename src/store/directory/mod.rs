@@ -39,6 +39,7 @@ use crate::wire::{
 use attributes::{proc_path, stat_at};
 use file::OpenFile;
 use listing::Listings;
+use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use std::io;
 use std::path::Path;
@@ -161,7 +162,12 @@ impl Store for Directory {
             true => AtFlags::REMOVEDIR,
             false => AtFlags::empty(),
         };
-        rustix::fs::unlinkat(&found.fd, name.as_os(), flags)
+        let last = last_name(&found.fd, name);
+        rustix::fs::unlinkat(&found.fd, name.as_os(), flags)?;
+        if let Some(gone) = last {
+            self.tree.places().forget(gone);
+        }
+        Ok(())
     }
 
     fn rename(
@@ -175,6 +181,7 @@ impl Store for Directory {
         let source = self.tree.resolve(from_dir)?;
         let target = self.tree.resolve(to_dir)?;
         let (old, new) = (from.as_os(), to.as_os());
+        let replaced = (mode == RenameMode::Replace).then(|| last_name(&target.fd, to));
         match mode {
             RenameMode::Replace => rustix::fs::renameat(&source.fd, old, &target.fd, new),
             RenameMode::NoReplace => {
@@ -185,6 +192,9 @@ impl Store for Directory {
             }
         }?;
         let places = self.tree.places();
+        if let Some(gone) = replaced.flatten() {
+            places.forget(gone);
+        }
         if let Ok(moved) = stat_at(&target.fd, to) {
             places.record(moved.id, to_dir.id, to);
         }
@@ -267,6 +277,12 @@ impl Store for Directory {
             watch.unobserve(dir);
         }
     }
+}
+
+/// What is called so in a directory, if it has no other name: as far as can be told before the name is taken away.
+fn last_name(dir: &OwnedFd, name: &Name) -> Option<FileId> {
+    let attr = stat_at(dir, name).ok()?;
+    (attr.kind == Kind::Directory || attr.nlink == 1).then_some(attr.id)
 }
 
 #[cfg(test)]

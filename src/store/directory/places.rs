@@ -7,15 +7,21 @@
 use crate::wire::{FileId, Name, RelPath};
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
-/// The most nodes remembered: about 8 MiB with names of 20 bytes.
-const NODES_MAX: usize = 65_536;
+/// The most nodes remembered: about 4 MiB with names of 20 bytes.
+const NODES_MAX: usize = 32_768;
 /// The deepest path there can be: 2048 names of one byte and the slashes between.
 const DEPTH_MAX: usize = 2048;
 
+/// Stands for a node, shorter than its id: a hash of it. Two nodes with the same one would be sought at each
+/// other's places.
+type Key = u64;
+
 /// Where nodes were seen.
 pub struct Places {
-    root: FileId,
+    root: Key,
+    keys: RandomState,
     seen: Mutex<Seen>,
 }
 
@@ -23,77 +29,107 @@ pub struct Places {
 /// `old` and not asked for since is forgotten.
 #[derive(Default)]
 struct Seen {
-    young: HashMap<FileId, [Option<Place>; 2]>,
-    old: HashMap<FileId, [Option<Place>; 2]>,
+    young: HashMap<Key, Known>,
+    old: HashMap<Key, Known>,
 }
 
-#[derive(Clone, PartialEq)]
+struct Known {
+    newest: Place,
+    /// Boxed, as few nodes have one.
+    earlier: Option<Box<Place>>,
+}
+
 struct Place {
-    dir: FileId,
+    dir: Key,
     name: Name,
 }
 
 impl Places {
     /// Nothing was seen yet but the root.
     pub fn new(root: FileId) -> Places {
+        let keys = RandomState::new();
         Places {
-            root,
+            root: keys.hash_one(root),
+            keys,
             seen: Mutex::default(),
         }
     }
 
     /// The node is in this directory, under this name.
     pub fn record(&self, id: FileId, dir: FileId, name: &Name) {
+        let [id, dir] = [id, dir].map(|id| self.keys.hash_one(id));
+        let place = || Place {
+            dir,
+            name: name.clone(),
+        };
         let mut seen = self.seen.lock();
-        let places = seen.young(id);
-        if let Some(newest) = &places[0] {
-            if newest.dir == dir && newest.name == *name {
-                return;
+        match seen.young(id) {
+            Some(Known { newest, .. }) if newest.dir == dir && newest.name == *name => {}
+            Some(Known { newest, earlier }) => {
+                *earlier = Some(Box::new(std::mem::replace(newest, place())));
             }
-            places[1] = places[0].take();
+            None => {
+                let newest = place();
+                let earlier = None;
+                seen.add(id, Known { newest, earlier });
+            }
         }
-        let name = name.clone();
-        places[0] = Some(Place { dir, name });
+    }
+
+    /// The node is no more.
+    pub fn forget(&self, id: FileId) {
+        let id = self.keys.hash_one(id);
+        let mut seen = self.seen.lock();
+        seen.young.remove(&id);
+        seen.old.remove(&id);
     }
 
     /// Paths at which the node may be.
     pub fn of(&self, id: FileId) -> Vec<RelPath> {
-        let mut seen = self.seen.lock();
-        let places = seen.known(id).into_iter().flatten().flatten();
-        places
-            .filter_map(|place| self.path(&mut seen, place))
-            .collect()
+        let seen = self.seen.lock();
+        let Some(known) = seen.known(self.keys.hash_one(id)) else {
+            return Vec::new();
+        };
+        let places = std::iter::once(&known.newest).chain(known.earlier.as_deref());
+        let paths = places.filter_map(|place| self.path(&seen, place));
+        paths.collect()
     }
 
-    fn path(&self, seen: &mut Seen, last: Place) -> Option<RelPath> {
-        let mut names = vec![last.name];
+    fn path(&self, seen: &Seen, last: &Place) -> Option<RelPath> {
+        let mut names = vec![&last.name];
         let mut dir = last.dir;
         while dir != self.root {
-            let [above, _] = seen.known(dir)?;
-            let above = above.filter(|_| names.len() < DEPTH_MAX)?;
-            names.push(above.name);
+            let above = &seen.known(dir)?.newest;
+            if names.len() >= DEPTH_MAX {
+                return None;
+            }
+            names.push(&above.name);
             dir = above.dir;
         }
-        let mut names = names.iter().rev();
+        let mut names = names.into_iter().rev();
         names.try_fold(RelPath::root(), |path, name| path.join(name))
     }
 }
 
 impl Seen {
-    /// The places of a node, to be changed.
-    fn young(&mut self, id: FileId) -> &mut [Option<Place>; 2] {
-        if !self.young.contains_key(&id) {
-            if self.young.len() >= NODES_MAX / 2 {
-                self.old = std::mem::take(&mut self.young);
-            }
-            let known = self.old.remove(&id).unwrap_or_default();
-            self.young.insert(id, known);
+    /// What is known of a node, which was asked for now.
+    fn young(&mut self, id: Key) -> Option<&mut Known> {
+        if let Some(known) = self.old.remove(&id) {
+            self.add(id, known);
         }
-        self.young.entry(id).or_default()
+        self.young.get_mut(&id)
     }
 
-    fn known(&self, id: FileId) -> Option<[Option<Place>; 2]> {
-        self.young.get(&id).or_else(|| self.old.get(&id)).cloned()
+    /// Remembers a node that is not.
+    fn add(&mut self, id: Key, known: Known) {
+        if self.young.len() >= NODES_MAX / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(id, known);
+    }
+
+    fn known(&self, id: Key) -> Option<&Known> {
+        self.young.get(&id).or_else(|| self.old.get(&id))
     }
 }
 
@@ -128,6 +164,21 @@ mod tests {
         assert_eq!(places.of(id(4)), [path("z/b/c")]);
         assert_eq!(places.of(id(2)), [path("z"), path("a")]);
         assert_eq!(places.of(id(9)), []);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_is_no_more() {
+        let places = Places::new(id(1));
+        for ino in 2..NODES_MAX as u64 {
+            places.record(id(ino), id(1), &name(ino.to_string()));
+        }
+        assert_eq!(places.of(id(2)), [path("2")]);
+        for ino in 2..NODES_MAX as u64 {
+            places.forget(id(ino));
+            assert_eq!(places.of(id(ino)), []);
+        }
+        let seen = places.seen.lock();
+        assert!(seen.young.is_empty() && seen.old.is_empty());
     }
 
     #[test]
