@@ -223,7 +223,14 @@ fn the_largest_messages_fit() {
     fits(&reply(Answer::Entries(vec![entry; DIR_ENTRIES_MAX])));
     fits(&reply(Answer::Bytes(vec![255; XATTR_BYTES_MAX])));
     fits(&change(ChangeRequest::Push {
-        handle: HandleId(u64::MAX),
+        handle: HandleId {
+            number: u64::MAX,
+            file: FileId {
+                dev: u64::MAX,
+                ino: u64::MAX,
+                born: u64::MAX,
+            },
+        },
         epoch: memfs::region::Epoch(u64::MAX),
         extents: vec![
             Extent {

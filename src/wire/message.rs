@@ -63,9 +63,15 @@ pub enum Stale {
     },
 }
 
-/// Names an open file of this client at the authority.
+/// Names an open file of this client at the authority. A request may be repeated to an authority that has begun anew
+/// since the file was opened: what a handle of an earlier run named is nothing there, and never another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
-pub struct HandleId(pub u64);
+pub struct HandleId {
+    /// The authority counts them, in each run from a random number on.
+    pub number: u64,
+    /// The file that was opened; with another one the number is refused with `EBADF`.
+    pub file: FileId,
+}
 
 /// Orders a client's requests that change something. The authority keeps its answer under this
 /// number until a request arrives whose `answered` is not below it, so that a request repeated over

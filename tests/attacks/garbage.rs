@@ -161,8 +161,8 @@ async fn what_is_anothers_is_out_of_reach() {
     // Its handle, by its number and those around.
     let attacker = scene.attacker().await;
     let bad = Errno::BADF.raw_os_error();
-    for number in (0..1000).chain([u64::MAX, handle.0]) {
-        let handle = HandleId(number);
+    for number in (0..1000).chain([u64::MAX, handle.number]) {
+        let handle = HandleId { number, ..handle };
         assert_eq!(attacker.pull(handle, 0, 4).await, Err(bad));
         assert_eq!(attacker.read(ReadRequest::Close { handle }).await, Err(bad));
     }

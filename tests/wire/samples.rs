@@ -82,7 +82,10 @@ const BY: Caller = Caller {
     gid: 100,
 };
 
-const HANDLE: HandleId = HandleId(7);
+const HANDLE: HandleId = HandleId {
+    number: 7,
+    file: ID,
+};
 
 pub const ATTR: Attr = Attr {
     id: ID,

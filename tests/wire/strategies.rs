@@ -171,7 +171,9 @@ pub fn authority_event() -> Any<AuthorityEvent> {
 }
 
 fn handle() -> Any<HandleId> {
-    number().prop_map(HandleId).boxed()
+    (number(), id())
+        .prop_map(|(number, file)| HandleId { number, file })
+        .boxed()
 }
 
 fn runs() -> Any<Vec<Pages>> {

@@ -259,8 +259,7 @@ impl Service {
         });
         let flavor = tokio::runtime::Handle::current().runtime_flavor();
         Service {
-            // Seeded by the system's random numbers.
-            boot: std::hash::RandomState::new().build_hasher().finish(),
+            boot: random(),
             user: Caller {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
@@ -338,6 +337,12 @@ impl Drop for InPlace<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
+}
+
+/// A random number, of the system's.
+fn random() -> u64 {
+    // What seeds it are the system's random numbers, and nothing is hashed.
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// At least one.

@@ -29,8 +29,8 @@ use crate::wire::{Access, FileId, HandleId, Hello, Node, ReadRequest, Refusal, R
 use parking_lot::{Mutex, RwLock};
 use quinn::VarInt;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
@@ -84,8 +84,8 @@ struct Link {
     since: Instant,
 }
 
-/// Numbers for handles: never the same for two sessions.
-static HANDLES: AtomicU64 = AtomicU64::new(1);
+/// Numbers for handles: never the same for two sessions, nor, as far as chance goes, for two runs.
+static HANDLES: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(super::random()));
 
 impl Session {
     /// The `nth` of its key.
@@ -150,7 +150,10 @@ impl Session {
         if handles.len() >= HANDLES_MAX {
             return Err(Errno::MFILE);
         }
-        let id = HandleId(HANDLES.fetch_add(1, Ordering::Relaxed));
+        let id = HandleId {
+            number: HANDLES.fetch_add(1, Ordering::Relaxed),
+            file: handle.node.id,
+        };
         handles.insert(id, handle.clone());
         drop(handles);
         handle.node.opened(&handle);

@@ -420,7 +420,10 @@ async fn who_may_not_change_anything_does_not() {
     assert!(!by_promise.welcome.read_only);
     for client in [&by_export, &by_promise] {
         let root = client.root();
-        let handle = HandleId(1);
+        let handle = HandleId {
+            number: 1,
+            file: root.id,
+        };
         let extents = vec![Extent { start: 0, end: 1 }];
         let pushed = client
             .push_all(client.sequence(), handle, extents, b"x")

@@ -76,7 +76,10 @@ async fn only_so_much_is_told_and_only_of_open_files() {
     touched(&client, handle, wild.into()).await.unwrap();
     let told = order(&client, handle).await.unwrap();
     assert_eq!(told.len(), ORDER_RUNS_MAX);
-    let nobodys = HandleId(handle.0 + 1000);
+    let nobodys = HandleId {
+        number: handle.number.wrapping_add(1000),
+        ..handle
+    };
     let refused = Errno::BADF.raw_os_error();
     assert_eq!(touched(&client, nobodys, runs(1)).await, Err(refused));
     assert_eq!(order(&client, nobodys).await, Err(refused));

@@ -300,3 +300,36 @@ async fn a_closed_listener_ends_the_service() {
     client.connection.closed().await;
     server.serving.await.unwrap();
 }
+
+/// As a request of an earlier run would be, should its number be used again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handle_means_the_file_that_was_opened_and_no_other() {
+    let server = Server::in_memory();
+    let client = server.client(1).await;
+    let (handle, file) = client.create("file").await;
+    let (other, _) = client.create("other").await;
+    client.push(handle, 0, &[7; 8192]).await.unwrap();
+    let mixed = HandleId {
+        file: other.file,
+        ..handle
+    };
+    let refused = Err(Errno::BADF.raw_os_error());
+    let punch = |handle| ChangeRequest::Allocate {
+        handle,
+        start: 0,
+        end: 4096,
+        mode: Allocate::PunchHole,
+    };
+    let sync = |handle| ChangeRequest::Sync {
+        handle,
+        data_only: true,
+    };
+    assert_eq!(client.change(punch(mixed)).await, refused);
+    assert_eq!(client.change(sync(mixed)).await, refused);
+    assert!(client.push(mixed, 0, b"x").await.is_err());
+    let close = ReadRequest::Close { handle: mixed };
+    assert_eq!(client.read(close).await, refused);
+    assert_eq!(client.bytes(handle, 0, 8192).await, [7; 8192]);
+    assert_eq!(handle.file, file.id);
+    assert!(client.change(punch(handle)).await.is_ok());
+}
