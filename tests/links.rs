@@ -9,6 +9,8 @@ mod lab;
 mod offline;
 #[path = "links/over_ssh.rs"]
 mod over_ssh;
+#[path = "links/suspended.rs"]
+mod suspended;
 
 use common::hands::Hands;
 use common::{Home, Mount, Serve, noise, run, wait_until};

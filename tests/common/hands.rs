@@ -47,6 +47,16 @@ impl Hands {
         })
     }
 
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn is_gone(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Begins to do something; [`Hands::answer`] tells how it went.
     pub fn begin(&mut self, code: &str) {
         let line = code.trim().replace('\n', "\x1f") + "\n";

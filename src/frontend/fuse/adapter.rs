@@ -5,7 +5,7 @@ use super::data::{self, Listing};
 use super::locks::Asked;
 use super::reply;
 use super::run::{Adapter, caller};
-use crate::node::replica::{HandleNo, NodeNo};
+use crate::node::replica::{Entry, HandleNo, NodeNo, Replica};
 use crate::wire::{Make, SetAttr};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -77,12 +77,15 @@ impl Filesystem for Adapter {
             return reply::entry(reply, &self.names, Ok(entry));
         }
         let (replica, names) = (Arc::clone(&self.replica), Arc::clone(&self.names));
-        self.run(async move {
-            match replica.lookup(NodeNo(dir.0), &name).await {
-                Err(Errno::NOENT) => reply::absent(reply, &names, replica.absent_ttl()),
+        let absent_ttl = replica.absent_ttl();
+        self.run(
+            request,
+            async move { replica.lookup(NodeNo(dir.0), &name).await },
+            move |found| match found {
+                Err(Errno::NOENT) => reply::absent(reply, &names, absent_ttl),
                 found => reply::entry(reply, &names, found),
-            }
-        });
+            },
+        );
     }
 
     fn forget(&self, _request: &Request, node: INodeNo, lookups: u64) {
@@ -102,7 +105,8 @@ impl Filesystem for Adapter {
             return reply::attr(reply, Ok(entry));
         }
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply::attr(reply, replica.get_attr(NodeNo(node.0)).await) });
+        let work = async move { replica.get_attr(NodeNo(node.0)).await };
+        self.run(request, work, move |entry| reply::attr(reply, entry));
     }
 
     fn setattr(
@@ -134,19 +138,17 @@ impl Filesystem for Adapter {
         let (replica, by) = (Arc::clone(&self.replica), caller(request));
         let handle = handle.map(|handle| HandleNo(handle.0));
         self.locking(NodeNo(node.0));
-        self.run(async move {
-            let entry = replica.set_attr(NodeNo(node.0), handle, set, by).await;
-            reply::attr(reply, entry);
-        });
+        let work = async move { replica.set_attr(NodeNo(node.0), handle, set, by).await };
+        let answer = move |entry| reply::attr(reply, entry);
+        self.run_to_end(request, work, answer, |_, _| ());
     }
 
-    fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            match replica.read_link(NodeNo(node.0)).await {
-                Ok(content) => reply.data(&content),
-                Err(error) => reply.error(errno(error)),
-            }
+        let work = async move { replica.read_link(NodeNo(node.0)).await };
+        self.run(request, work, move |content| match content {
+            Ok(content) => reply.data(&content),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -194,17 +196,17 @@ impl Filesystem for Adapter {
         self.make(request, dir, name, make, 0o777, reply);
     }
 
-    fn unlink(&self, _request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.remove(dir, name, false, reply);
+    fn unlink(&self, request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(request, dir, name, false, reply);
     }
 
-    fn rmdir(&self, _request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.remove(dir, name, true, reply);
+    fn rmdir(&self, request: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(request, dir, name, true, reply);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         from_dir: INodeNo,
         from: &OsStr,
         to_dir: INodeNo,
@@ -222,15 +224,14 @@ impl Filesystem for Adapter {
         self.locking(from_dir);
         self.locking(to_dir);
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            let result = replica.rename(from_dir, &from, to_dir, &to, mode).await;
-            reply::empty(reply, result);
-        });
+        let work = async move { replica.rename(from_dir, &from, to_dir, &to, mode).await };
+        let answer = move |renamed| reply::empty(reply, renamed);
+        self.run_to_end(request, work, answer, |_, ()| ());
     }
 
     fn link(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         dir: INodeNo,
         name: &OsStr,
@@ -242,56 +243,54 @@ impl Filesystem for Adapter {
         };
         let replica = Arc::clone(&self.replica);
         let names = self.locking(NodeNo(dir.0));
-        self.run(async move {
-            let linked = replica.link(NodeNo(node.0), NodeNo(dir.0), &name).await;
-            reply::entry(reply, &names, linked);
-        });
+        self.run_to_end(
+            request,
+            async move { replica.link(NodeNo(node.0), NodeNo(dir.0), &name).await },
+            move |linked| reply::entry(reply, &names, linked),
+            |replica, entry| replica.forget(entry.node, 1),
+        );
     }
 
-    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _node: INodeNo, reply: ReplyStatfs) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            match replica.stat_fs().await {
-                Ok(s) => reply.statfs(
-                    s.blocks,
-                    s.blocks_free,
-                    s.blocks_available,
-                    s.files,
-                    s.files_free,
-                    s.block_bytes,
-                    s.name_bytes_max,
-                    s.block_bytes,
-                ),
-                Err(error) => reply.error(errno(error)),
-            }
+        let work = async move { replica.stat_fs().await };
+        self.run(request, work, move |outcome| match outcome {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.blocks_free,
+                s.blocks_available,
+                s.files,
+                s.files_free,
+                s.block_bytes,
+                s.name_bytes_max,
+                s.block_bytes,
+            ),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
     fn getxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         name: &OsStr,
         room: u32,
         reply: ReplyXattr,
     ) {
         let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
-        self.run(async move {
-            let value = replica.get_xattr(NodeNo(node.0), &name).await;
-            reply::xattr(reply, room, value);
-        });
+        let work = async move { replica.get_xattr(NodeNo(node.0), &name).await };
+        self.run(request, work, move |value| reply::xattr(reply, room, value));
     }
 
-    fn listxattr(&self, _request: &Request, node: INodeNo, room: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, node: INodeNo, room: u32, reply: ReplyXattr) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            reply::xattr(reply, room, replica.list_xattr(NodeNo(node.0)).await);
-        });
+        let work = async move { replica.list_xattr(NodeNo(node.0)).await };
+        self.run(request, work, move |names| reply::xattr(reply, room, names));
     }
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -306,18 +305,17 @@ impl Filesystem for Adapter {
         let replica = Arc::clone(&self.replica);
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         self.locking(NodeNo(node.0));
-        self.run(async move {
-            let set = replica.set_xattr(NodeNo(node.0), &name, &value, mode).await;
-            reply::empty(reply, set);
-        });
+        let work = async move { replica.set_xattr(NodeNo(node.0), &name, &value, mode).await };
+        let answer = move |set| reply::empty(reply, set);
+        self.run_to_end(request, work, answer, |_, ()| ());
     }
 
-    fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (replica, name) = (Arc::clone(&self.replica), name.as_bytes().to_vec());
         self.locking(NodeNo(node.0));
-        self.run(async move {
-            reply::empty(reply, replica.remove_xattr(NodeNo(node.0), &name).await);
-        });
+        let work = async move { replica.remove_xattr(NodeNo(node.0), &name).await };
+        let answer = move |removed| reply::empty(reply, removed);
+        self.run_to_end(request, work, answer, |_, ()| ());
     }
 
     fn create(
@@ -337,11 +335,14 @@ impl Filesystem for Adapter {
         let (replica, by) = (Arc::clone(&self.replica), caller(request));
         let (mode, exclusive) = (convert::permissions(mode), flags & libc::O_EXCL != 0);
         self.locking(NodeNo(dir.0));
-        self.run(async move {
-            match replica
-                .create(NodeNo(dir.0), &name, mode, exclusive, by)
-                .await
-            {
+        let dir = NodeNo(dir.0);
+        let work = async move { replica.create(dir, &name, mode, exclusive, by).await };
+        let undo = |replica: &Replica, (entry, handle): (Entry, HandleNo)| {
+            replica.close(handle);
+            replica.forget(entry.node, 1);
+        };
+        let answer = move |created: Result<(Entry, HandleNo), Errno>| {
+            match created {
                 Ok((entry, handle)) => reply.created(
                     // Stands for the attributes as well, which an inode that is new is not to keep.
                     &Duration::ZERO,
@@ -352,7 +353,8 @@ impl Filesystem for Adapter {
                 ),
                 Err(error) => reply.error(errno(error)),
             }
-        });
+        };
+        self.run_to_end(request, work, answer, undo);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -361,7 +363,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -370,12 +372,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.read_file(HandleNo(handle.0), offset, len, reply);
+        self.read_file(request, HandleNo(handle.0), offset, len, reply);
     }
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -386,12 +388,19 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let write_back = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        self.write_file(HandleNo(handle.0), offset, bytes, write_back, reply);
+        self.write_file(
+            request,
+            HandleNo(handle.0),
+            offset,
+            bytes,
+            write_back,
+            reply,
+        );
     }
 
     fn flush(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         owner: LockOwner,
@@ -399,14 +408,13 @@ impl Filesystem for Adapter {
     ) {
         let replica = Arc::clone(&self.replica);
         let handle = HandleNo(handle.0);
-        self.run(async move {
-            reply::empty(reply, replica.flush_and_unlock(handle, owner.0).await);
-        });
+        let work = async move { replica.flush_and_unlock(handle, owner.0).await };
+        self.run(request, work, move |flushed| reply::empty(reply, flushed));
     }
 
     fn getlk(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         owner: LockOwner,
@@ -425,7 +433,7 @@ impl Filesystem for Adapter {
             kind,
             pid,
         };
-        self.get_lock(asked, reply);
+        self.get_lock(request, asked, reply);
     }
 
     fn setlk(
@@ -468,16 +476,15 @@ impl Filesystem for Adapter {
 
     fn fsync(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         data_only: bool,
         reply: ReplyEmpty,
     ) {
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            reply::empty(reply, replica.sync(HandleNo(handle.0), data_only).await);
-        });
+        let work = async move { replica.sync(HandleNo(handle.0), data_only).await };
+        self.run(request, work, move |synced| reply::empty(reply, synced));
     }
 
     fn opendir(&self, _request: &Request, dir: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -489,19 +496,19 @@ impl Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         _dir: INodeNo,
         handle: FileHandle,
         cursor: u64,
         reply: ReplyDirectory,
     ) {
         self.names.asked_by(HandleNo(handle.0));
-        self.read_directory(HandleNo(handle.0), cursor, Listing::Names(reply));
+        self.read_directory(request, HandleNo(handle.0), cursor, Listing::names(reply));
     }
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         dir: INodeNo,
         handle: FileHandle,
         cursor: u64,
@@ -510,8 +517,9 @@ impl Filesystem for Adapter {
         let handle = HandleNo(handle.0);
         self.names.asked_by(handle);
         self.names.listing(handle, NodeNo(dir.0));
-        let listing = Listing::Attributes(reply, Arc::clone(&self.names));
-        self.read_directory(handle, cursor, listing);
+        let names = Arc::clone(&self.names);
+        let listing = Listing::attributes(reply, names, &self.replica);
+        self.read_directory(request, handle, cursor, listing);
     }
 
     fn releasedir(
@@ -527,7 +535,7 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(
         &self,
-        _request: &Request,
+        request: &Request,
         dir: INodeNo,
         _handle: FileHandle,
         _data_only: bool,
@@ -535,12 +543,13 @@ impl Filesystem for Adapter {
     ) {
         let replica = Arc::clone(&self.replica);
         self.locking(NodeNo(dir.0));
-        self.run(async move { reply::empty(reply, replica.sync_dir(NodeNo(dir.0)).await) });
+        let work = async move { replica.sync_dir(NodeNo(dir.0)).await };
+        self.run(request, work, move |synced| reply::empty(reply, synced));
     }
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -548,24 +557,24 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.allocate(HandleNo(handle.0), offset, len, mode, reply);
+        self.allocate(request, HandleNo(handle.0), offset, len, mode, reply);
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.seek(HandleNo(handle.0), offset, whence, reply);
+        self.seek(request, HandleNo(handle.0), offset, whence, reply);
     }
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _from_node: INodeNo,
         from: FileHandle,
         from_offset: u64,
@@ -578,6 +587,6 @@ impl Filesystem for Adapter {
     ) {
         let from = (HandleNo(from.0), from_offset);
         let to = (HandleNo(to.0), to_offset);
-        self.copy_range(from, to, len, reply);
+        self.copy_range(request, from, to, len, reply);
     }
 }

@@ -11,6 +11,7 @@ use fuser::{
     OpenFlags, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen,
     ReplyWrite, Request,
 };
+use parking_lot::Mutex;
 use rustix::io::{Errno, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,24 +30,51 @@ pub(super) struct Rest {
     items: std::vec::IntoIter<DirItem>,
 }
 
-/// An answer that lists a directory.
-pub(super) enum Listing {
+/// An answer that lists a directory; dropped, it is that it was interrupted.
+pub(super) struct Listing {
+    /// Until it is given.
+    reply: Option<ListingReply>,
+    /// What it has so far of those that count as looked up.
+    remembered: Vec<NodeNo>,
+}
+
+enum ListingReply {
     /// READDIR: names and kinds.
     Names(ReplyDirectory),
     /// READDIRPLUS: attributes too, as if each entry had been looked up.
-    Attributes(ReplyDirectoryPlus, Arc<Names>),
+    Attributes(ReplyDirectoryPlus, Arc<Names>, Arc<Replica>),
 }
 
 impl Listing {
+    pub(super) fn names(reply: ReplyDirectory) -> Listing {
+        Listing {
+            reply: Some(ListingReply::Names(reply)),
+            remembered: Vec::new(),
+        }
+    }
+
+    pub(super) fn attributes(
+        reply: ReplyDirectoryPlus,
+        names: Arc<Names>,
+        replica: &Arc<Replica>,
+    ) -> Listing {
+        let replica = Arc::clone(replica);
+        Listing {
+            reply: Some(ListingReply::Attributes(reply, names, replica)),
+            remembered: Vec::new(),
+        }
+    }
+
     /// False where there is no room for it any more. A node that is gone is left out.
     async fn add(&mut self, replica: &Replica, item: &DirItem, current: bool) -> Result<bool> {
-        match self {
-            Listing::Names(reply) => {
+        match &mut self.reply {
+            None => Ok(false),
+            Some(ListingReply::Names(reply)) => {
                 let node = INodeNo(item.entry.node.0);
                 let kind = convert::file_type(item.entry.attr.kind);
                 Ok(!reply.add(node, item.cursor, kind, &item.name))
             }
-            Listing::Attributes(reply, names) => {
+            Some(ListingReply::Attributes(reply, names, _)) => {
                 // Those of when it was listed may be older than a store that has ended since, and the
                 // kernel would cut its pages to the size it is told.
                 let entry = match replica.cached_entry(item.entry.node) {
@@ -58,7 +86,12 @@ impl Listing {
                         if !current {
                             entry.ttl = Duration::ZERO;
                         }
-                        Ok(add_entry(reply, names, replica, item, &entry))
+                        let added = add_entry(reply, names, item, &entry);
+                        if added && item.name != "." && item.name != ".." {
+                            replica.remember(entry.node);
+                            self.remembered.push(entry.node);
+                        }
+                        Ok(added)
                     }
                     Err(Errno::NOENT | Errno::STALE) => Ok(true),
                     Err(error) => Err(error),
@@ -67,38 +100,40 @@ impl Listing {
         }
     }
 
-    fn ok(self) {
-        match self {
-            Listing::Names(reply) => reply.ok(),
-            Listing::Attributes(reply, _) => reply.ok(),
+    fn ok(mut self) {
+        match self.reply.take() {
+            Some(ListingReply::Names(reply)) => reply.ok(),
+            Some(ListingReply::Attributes(reply, ..)) => reply.ok(),
+            None => {}
         }
     }
 
-    fn error(self, error: Errno) {
-        match self {
-            Listing::Names(reply) => reply.error(errno(error)),
-            Listing::Attributes(reply, _) => reply.error(errno(error)),
+    fn error(&mut self, error: Errno) {
+        match self.reply.take() {
+            Some(ListingReply::Names(reply)) => reply.error(errno(error)),
+            Some(ListingReply::Attributes(reply, _, replica)) => {
+                reply.error(errno(error));
+                let remembered = self.remembered.drain(..);
+                remembered.for_each(|node| replica.forget(node, 1));
+            }
+            None => {}
         }
     }
 }
 
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.error(Errno::INTR);
+    }
+}
+
 /// Adds an entry with attributes. False where there is no room for it any more.
-fn add_entry(
-    reply: &mut ReplyDirectoryPlus,
-    names: &Names,
-    replica: &Replica,
-    item: &DirItem,
-    entry: &Entry,
-) -> bool {
+fn add_entry(reply: &mut ReplyDirectoryPlus, names: &Names, item: &DirItem, entry: &Entry) -> bool {
     let (node, attr) = (INodeNo(entry.node.0), convert::file_attr(entry));
     // One time for name and attributes.
     let ttl = names.ttl(entry.ttl);
     let generation = Generation(entry.generation);
-    let full = reply.add(node, item.cursor, &item.name, &ttl, &attr, generation);
-    if !full && item.name != "." && item.name != ".." {
-        replica.remember(entry.node);
-    }
-    !full
+    !reply.add(node, item.cursor, &item.name, &ttl, &attr, generation)
 }
 
 impl Adapter {
@@ -118,10 +153,12 @@ impl Adapter {
         // Also what cannot be written through is flushed when it is closed: its locks end then.
         let mut opened = FopenFlags::empty();
         let (replica, lends) = (Arc::clone(&self.replica), self.lends);
-        self.run(async move {
-            match replica.open(node, read, write).await {
+        let lender = Arc::clone(&replica);
+        let work = async move { replica.open(node, read, write).await };
+        let answer = move |outcome| {
+            match outcome {
                 Ok((handle, keep)) => {
-                    let lent = lends.then(|| lend(&replica, handle, &reply)).flatten();
+                    let lent = lends.then(|| lend(&lender, handle, &reply)).flatten();
                     match lent.as_ref().and_then(|lent| lent.downcast_ref()) {
                         Some(lent) => reply.opened_passthrough(FileHandle(handle.0), opened, lent),
                         None => {
@@ -133,7 +170,9 @@ impl Adapter {
                 }
                 Err(error) => reply.error(errno(error)),
             }
-        });
+        };
+        let undo = |replica: &Replica, (handle, _)| replica.close(handle);
+        self.run_to_end(request, work, answer, undo);
     }
 
     pub(super) fn close_file(&self, handle: HandleNo, reply: ReplyEmpty) {
@@ -143,7 +182,14 @@ impl Adapter {
         reply.ok();
     }
 
-    pub(super) fn read_file(&self, handle: HandleNo, offset: u64, len: u32, reply: ReplyData) {
+    pub(super) fn read_file(
+        &self,
+        request: &Request,
+        handle: HandleNo,
+        offset: u64,
+        len: u32,
+        reply: ReplyData,
+    ) {
         let mut unanswered = Some(reply);
         let answer = |bytes: &[u8]| {
             if let Some(reply) = unanswered.take() {
@@ -157,13 +203,24 @@ impl Adapter {
             Some(Ok(())) => reply.data(&[]),
             None => {
                 let replica = Arc::clone(&self.replica);
-                self.run(wait_and_read(replica, handle, offset, len, reply));
+                let reply = Arc::new(Mutex::new(Some(reply)));
+                let work = wait_and_read(replica, handle, offset, len, reply.clone());
+                self.run(request, work, move |result| {
+                    let Some(reply) = reply.lock().take() else {
+                        return;
+                    };
+                    match result {
+                        Ok(()) => reply.data(&[]),
+                        Err(error) => reply.error(errno(error)),
+                    }
+                });
             }
         }
     }
 
     pub(super) fn write_file(
         &self,
+        request: &Request,
         handle: HandleNo,
         offset: u64,
         bytes: &[u8],
@@ -176,11 +233,10 @@ impl Adapter {
             Some(Err(error)) => reply.error(errno(error)),
             None => {
                 let (replica, bytes) = (Arc::clone(&self.replica), bytes.to_vec());
-                self.run(async move {
-                    match replica.write(handle, offset, &bytes, write_back).await {
-                        Ok(()) => reply.written(written),
-                        Err(error) => reply.error(errno(error)),
-                    }
+                let work = async move { replica.write(handle, offset, &bytes, write_back).await };
+                self.run(request, work, move |outcome| match outcome {
+                    Ok(()) => reply.written(written),
+                    Err(error) => reply.error(errno(error)),
                 });
             }
         }
@@ -188,6 +244,7 @@ impl Adapter {
 
     pub(super) fn allocate(
         &self,
+        request: &Request,
         handle: HandleNo,
         offset: u64,
         len: u64,
@@ -200,10 +257,19 @@ impl Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let replica = Arc::clone(&self.replica);
-        self.run(async move { reply::empty(reply, replica.allocate(handle, range, mode).await) });
+        let work = async move { replica.allocate(handle, range, mode).await };
+        let answer = move |outcome| reply::empty(reply, outcome);
+        self.run_to_end(request, work, answer, |_, ()| ());
     }
 
-    pub(super) fn seek(&self, handle: HandleNo, offset: i64, whence: i32, reply: ReplyLseek) {
+    pub(super) fn seek(
+        &self,
+        request: &Request,
+        handle: HandleNo,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let data = match whence {
             libc::SEEK_DATA => true,
             libc::SEEK_HOLE => false,
@@ -213,17 +279,17 @@ impl Adapter {
             return reply.error(errno(Errno::NXIO));
         };
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            match replica.seek(handle, offset, data).await.map(i64::try_from) {
-                Ok(Ok(offset)) => reply.offset(offset),
-                Ok(Err(_)) => reply.error(errno(Errno::OVERFLOW)),
-                Err(error) => reply.error(errno(error)),
-            }
+        let work = async move { replica.seek(handle, offset, data).await };
+        self.run(request, work, move |found| match found.map(i64::try_from) {
+            Ok(Ok(offset)) => reply.offset(offset),
+            Ok(Err(_)) => reply.error(errno(Errno::OVERFLOW)),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
     pub(super) fn copy_range(
         &self,
+        request: &Request,
         from: (HandleNo, u64),
         to: (HandleNo, u64),
         len: u64,
@@ -231,19 +297,24 @@ impl Adapter {
     ) {
         let replica = Arc::clone(&self.replica);
         let len = len.min(COPY_BYTES_MAX);
-        self.run(async move {
-            match copy(&replica, from, to, len).await {
-                Ok(copied) => reply.written(copied as u32),
-                Err(error) => reply.error(errno(error)),
-            }
+        let work = async move { copy(&replica, from, to, len).await };
+        self.run(request, work, move |outcome| match outcome {
+            Ok(copied) => reply.written(copied as u32),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
-    pub(super) fn read_directory(&self, handle: HandleNo, cursor: u64, reply: Listing) {
+    pub(super) fn read_directory(
+        &self,
+        request: &Request,
+        handle: HandleNo,
+        cursor: u64,
+        reply: Listing,
+    ) {
         let rests = Arc::clone(&self.rests);
         let rest = rests.lock().remove(&handle);
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
+        let work = async move {
             // At 0 the listing begins anew.
             let rest = rest.filter(|rest| cursor != 0 && rest.cursor == cursor);
             let rest = rest.unwrap_or_else(|| Rest {
@@ -253,7 +324,10 @@ impl Adapter {
             if let Some(rest) = fill(&replica, handle, rest, reply).await {
                 rests.lock().insert(handle, rest);
             }
-        });
+            Ok(())
+        };
+        // What it answers by itself is what it was given up with as well.
+        self.run(request, work, |_| ());
     }
 
     pub(super) fn close_directory(&self, handle: HandleNo, reply: ReplyEmpty) {
@@ -288,20 +362,14 @@ async fn wait_and_read(
     handle: HandleNo,
     offset: u64,
     len: u32,
-    reply: ReplyData,
-) {
-    let mut unanswered = Some(reply);
+    reply: Arc<Mutex<Option<ReplyData>>>,
+) -> Result<()> {
     let answer = |bytes: &[u8]| {
-        if let Some(reply) = unanswered.take() {
+        if let Some(reply) = reply.lock().take() {
             reply.data(bytes);
         }
     };
-    let result = replica.read(handle, offset, len, answer).await;
-    match (result, unanswered) {
-        (_, None) => {}
-        (Err(error), Some(reply)) => reply.error(errno(error)),
-        (Ok(()), Some(reply)) => reply.data(&[]),
-    }
+    replica.read(handle, offset, len, answer).await
 }
 
 /// Copies up to `len` bytes, fewer at the end of the source. The kernel has written back what it had of both.
@@ -370,7 +438,7 @@ async fn fill(
 }
 
 /// What there is already is given; the kernel meets the error when it comes again.
-fn end_early(any: bool, reply: Listing, error: Errno) -> Option<Rest> {
+fn end_early(any: bool, mut reply: Listing, error: Errno) -> Option<Rest> {
     match any {
         true => reply.ok(),
         false => reply.error(error),

@@ -1,8 +1,6 @@
 //! Requests on locks.
 //!
-//! A program that waits for a lock may get a signal. The kernel tells of that by INTERRUPT, which fuser refuses, and from
-//! then on the kernel does not even let a killed program go before it has its answer. So the signals that a waiting thread has
-//! are looked at now and then, and when there is one the answer is `EINTR`: the kernel has the program
+//! A program that waits for a lock may get a signal ([`super::askers`]): then the answer is `EINTR`. The kernel has the program
 //! handle the signal, and makes the call again if the program wants that.
 
 use super::convert::{self, errno};
@@ -14,10 +12,6 @@ use crate::sys;
 use fuser::{LockOwner, ReplyEmpty, ReplyLock, Request};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How often it is looked whether a waiting thread has got a signal.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the kernel asks for, of GETLK and SETLK alike.
 pub(super) struct Asked {
@@ -78,20 +72,24 @@ impl Adapter {
             pid: asked.pid,
             run,
         };
-        self.run(async move {
-            let outcome = match (mode, wait) {
-                (None, _) => replica.unlock(asked.handle, key, run.range()).await,
-                (Some(_), false) => replica.lock(asked.handle, wanted).await,
-                (Some(_), true) => {
-                    let stop = signalled(thread);
-                    replica.lock_waiting(asked.handle, wanted, stop).await
-                }
-            };
-            reply::empty(reply, outcome);
-        });
+        let answer = move |outcome| reply::empty(reply, outcome);
+        if mode.is_some() && wait {
+            let askers = Arc::clone(&self.askers);
+            return self.start(async move {
+                let stop = askers.signalled(thread);
+                answer(replica.lock_waiting(asked.handle, wanted, stop).await);
+            });
+        }
+        let work = async move {
+            match mode {
+                None => replica.unlock(asked.handle, key, run.range()).await,
+                Some(_) => replica.lock(asked.handle, wanted).await,
+            }
+        };
+        self.run(request, work, answer);
     }
 
-    pub(super) fn get_lock(&self, asked: Asked, reply: ReplyLock) {
+    pub(super) fn get_lock(&self, request: &Request, asked: Asked, reply: ReplyLock) {
         let run = match asked.run() {
             Ok((_, run)) => run,
             Err(error) => return reply.error(errno(error)),
@@ -102,75 +100,25 @@ impl Adapter {
             run,
         };
         let replica = Arc::clone(&self.replica);
-        self.run(async move {
-            match replica.test_lock(asked.handle, wanted).await {
-                Ok(None) => reply.locked(asked.start, asked.last, libc::F_UNLCK, 0),
-                Ok(Some(held)) => {
-                    let kind = match held.run.mode {
-                        LockMode::Shared => libc::F_RDLCK,
-                        LockMode::Exclusive => libc::F_WRLCK,
-                    };
-                    let last = held.run.end.saturating_sub(1).min(convert::OFFSET_MAX);
-                    reply.locked(held.run.start.min(last), last, kind, held.pid);
-                }
-                Err(error) => reply.error(errno(error)),
+        let work = async move { replica.test_lock(asked.handle, wanted).await };
+        self.run(request, work, move |outcome| match outcome {
+            Ok(None) => reply.locked(asked.start, asked.last, libc::F_UNLCK, 0),
+            Ok(Some(held)) => {
+                let kind = match held.run.mode {
+                    LockMode::Shared => libc::F_RDLCK,
+                    LockMode::Exclusive => libc::F_WRLCK,
+                };
+                let last = held.run.end.saturating_sub(1).min(convert::OFFSET_MAX);
+                reply.locked(held.run.start.min(last), last, kind, held.pid);
             }
+            Err(error) => reply.error(errno(error)),
         });
     }
-}
-
-/// Waits until a thread that waits for an answer has got a signal to handle. Does not end where its signals cannot be seen.
-async fn signalled(thread: u32) {
-    if thread == 0 {
-        // It is in another namespace of processes.
-        return std::future::pending().await;
-    }
-    let path = format!("/proc/{thread}/status");
-    loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
-        match std::fs::read_to_string(&path) {
-            Ok(status) if has_signal(&status) => return,
-            Ok(_) => {}
-            Err(_) => return std::future::pending().await,
-        }
-    }
-}
-
-/// Whether the thread with this `/proc/N/status` has a signal to handle. One that was sent to the process is its own
-/// if it is the first thread and does not block it: then the kernel chooses it before others. For other threads
-/// only their own count: without a signal to handle, `EINTR` would be seen by the program as an error it does not know.
-fn has_signal(status: &str) -> bool {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.map(str::trim)
-    };
-    let signals = |name| field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    let (own, blocked) = (signals("SigPnd:"), signals("SigBlk:"));
-    let first = field("Tgid:") == field("Pid:");
-    let shared = signals("ShdPnd:").filter(|_| first);
-    (own.unwrap_or(0) | shared.unwrap_or(0)) & !blocked.unwrap_or(0) != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn status(thread: u32, own: u64, shared: u64, blocked: u64) -> String {
-        format!(
-            "Name:\tcat\nTgid:\t7\nPid:\t{thread}\nThreads:\t1\nSigPnd:\t{own:016x}\n\
-             ShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t0000000000000000\n"
-        )
-    }
-
-    #[test]
-    fn signals_to_be_handled_are_seen() {
-        assert!(!has_signal(&status(7, 0, 0, 0)) && !has_signal(""));
-        assert!(has_signal(&status(7, 0x100, 0, 0)));
-        assert!(has_signal(&status(7, 0, 0x2000, 0x1000)));
-        assert!(!has_signal(&status(7, 0, 0x2000, 0x2000)));
-        assert!(!has_signal(&status(8, 0, 0x2000, 0)), "another thread's");
-        assert!(has_signal(&status(8, 0x100, 0x2000, 0)));
-    }
 
     #[test]
     fn ranges_of_the_kernel() {

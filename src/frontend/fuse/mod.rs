@@ -18,9 +18,10 @@
 //! | file | owns |
 //! |---|---|
 //! | `run` | how a request is run |
+//! | `askers` | programs that are killed while they wait |
 //! | `adapter` | the kernel's requests; those on names and attributes |
 //! | `data` | the requests on open files and directories |
-//! | `locks` | the requests on locks, and signals to those who wait |
+//! | `locks` | the requests on locks |
 //! | `convert`, `reply` | the kernel's words and ours; outcomes as answers |
 //! | `kernel` | what is said to the kernel unasked |
 //! | `names` | what the kernel may keep of names |
@@ -29,6 +30,7 @@
 //! | `mounts` | reading `/proc/self/mountinfo` |
 
 mod adapter;
+mod askers;
 mod convert;
 mod data;
 mod helper;
@@ -44,6 +46,7 @@ pub use helper::{HELPER_NAME, Helper, Rest, help};
 pub use mount::{Mounting, remount, unmount};
 
 use crate::node::replica::Replica;
+use askers::Askers;
 use kernel::FuseKernel;
 use mounts::Device;
 use names::Names;
@@ -129,7 +132,7 @@ fn start(
     let adapter = Adapter::new(
         Arc::clone(replica),
         runtime.clone(),
-        helper.pid(),
+        Askers::start(helper.pid())?,
         names.clone(),
     );
     // The kernel itself refuses other users; the library's own check would also refuse what they do

@@ -330,26 +330,20 @@ impl Replica {
         errno == Errno::BADF && handle.is_some() && self.shared.remote_handle(node).await != handle
     }
 
-    /// Truncates or extends: no push may pass it, and the kernel thread puts nothing meanwhile.
+    /// Truncates or extends.
     async fn resize(&self, node: &Arc<Node>, size: u64, set: SetAttr, by: Caller) -> Result<Attr> {
         let region = node.region.lock().clone();
         let Some(region) = region else {
             return Ok(self.send_set_attr(node, set, by).await?.1);
         };
-        region.begin_writing().await;
-        let hold = region.hold_pushes().await;
-        let sent = self.send_set_attr(node, set, by).await;
-        let outcome = sent.and_then(|(at, attr)| {
-            let mut dropped = Vec::new();
-            region.update(|inner| inner.resized(at, size, &mut dropped))?;
-            for run in dropped {
-                self.shared.drop_pages(node, run.bytes());
-            }
-            Ok(attr)
-        });
-        drop(hold);
-        region.end_writing();
-        outcome
+        let _hold = region.begin_resize().await;
+        let (at, attr) = self.send_set_attr(node, set, by).await?;
+        let mut dropped = Vec::new();
+        region.update(|inner| inner.resized(at, size, &mut dropped))?;
+        for run in dropped {
+            self.shared.drop_pages(node, run.bytes());
+        }
+        Ok(attr)
     }
 
     /// Content of a symbolic link.

@@ -384,6 +384,7 @@ impl Replica {
             }
             let mut storing = Storing::default();
             loop {
+                file.region.wait_until(|inner| inner.resizing == 0).await;
                 let outcome = match file.region.try_store(offset, bytes) {
                     Some(Ok(())) => return self.stored(&file, offset, bytes, write_back),
                     Some(Err(errno)) => Err(errno),

@@ -50,6 +50,9 @@ pub(super) struct Inner {
     pub unsynced: Unsynced,
     /// No push may begin: the size is being changed.
     pub hold: u32,
+    /// Changes of the size under way: what is stored meanwhile would be cut off, or not, and nobody could tell. The kernel
+    /// lets nobody store then, unless who changes the size was killed.
+    pub resizing: u32,
     pub pushes: usize,
     pub pulls: usize,
     pub comparisons: usize,
@@ -86,6 +89,7 @@ impl Inner {
             generation,
             unsynced: Unsynced::default(),
             hold: 0,
+            resizing: 0,
             pushes: 0,
             pulls: 0,
             comparisons: 0,

@@ -15,7 +15,7 @@
 
 use super::clock::{Clock, Timer};
 use super::keeper::Keeper;
-use super::{LinkState, ReplicaOptions};
+use super::{LinkState, ReplicaOptions, given_up};
 use crate::region::{ClientId, Lease, Tick};
 use crate::store::{Errno, Result};
 use crate::transport::Route;
@@ -314,6 +314,7 @@ impl Link {
 
     /// One request that changes something.
     pub async fn change(&self, request: ChangeRequest) -> Result<(Tick, Answer)> {
+        given_up::check()?;
         let number = self.number_change();
         let make = || Request::Change(number.sequence(), request.clone());
         let (at, answer, (_, mut stream)) = self.repeat(make).await?;
@@ -326,7 +327,7 @@ impl Link {
         make: impl Fn() -> Request,
     ) -> Result<(Tick, Result<Answer>, (Session, quinn::RecvStream))> {
         let _waiting = Waiting::new(&self.waiting);
-        let mut session = self.session().await?;
+        let mut session = given_up::or_given_up(self.session()).await?;
         loop {
             match exchange_on(&session, &make()).await {
                 Ok((reply, stream)) => {

@@ -23,7 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 /// All of a file.
@@ -114,22 +114,40 @@ impl HeldLocks {
 }
 
 impl Replica {
-    /// Takes a lock. `EAGAIN` if somebody else's is in the way.
+    /// Takes a lock. `EAGAIN` if somebody else's is in the way. Given up, it is not taken, or given back.
     pub async fn lock(&self, handle: HandleNo, asked: LockAsked) -> Result<()> {
-        self.bounded(async {
-            self.prepare_lock(handle, asked).await?;
-            loop {
-                let (id, request) = self.lock_request(handle, asked, false).await?;
-                let (answer, session) = match self.shared.link.read_on(request).await {
-                    Ok((_, answer, (session, _))) => (Ok(answer), Some(session)),
-                    Err(errno) => (Err(errno), None),
-                };
-                if let Some(outcome) = self.locked(handle, id, asked, answer, session).await {
-                    return outcome;
-                }
+        let this = Replica {
+            shared: self.shared.clone(),
+        };
+        let node = self.file(handle)?.node.clone();
+        let before = (self.shared.locks).mode(node.no, asked.key, asked.run.range());
+        let (tell, told) = oneshot::channel();
+        self.shared.runtime.spawn(async move {
+            let outcome = this.lock_now(handle, asked).await;
+            // Where the file is closed by now, nothing of it is noted here.
+            if tell.send(outcome).is_err() && before.is_none() {
+                let _ = this
+                    .shared
+                    .unlock(&node, asked.key, asked.run.range())
+                    .await;
             }
-        })
-        .await
+        });
+        self.bounded(async { told.await.unwrap_or(Err(Errno::IO)) })
+            .await
+    }
+
+    async fn lock_now(&self, handle: HandleNo, asked: LockAsked) -> Result<()> {
+        self.prepare_lock(handle, asked).await?;
+        loop {
+            let (id, request) = self.lock_request(handle, asked, false).await?;
+            let (answer, session) = match self.shared.link.read_on(request).await {
+                Ok((_, answer, (session, _))) => (Ok(answer), Some(session)),
+                Err(errno) => (Err(errno), None),
+            };
+            if let Some(outcome) = self.locked(handle, id, asked, answer, session).await {
+                return outcome;
+            }
+        }
     }
 
     /// Takes a lock, and waits for it until `stop`: then `EINTR`. `EDEADLK` if that would be for ever.
@@ -148,13 +166,12 @@ impl Replica {
                 Ok((id, request, self.shared.link.session().await?))
             });
             let (id, request, session) = unless(&mut stop, prepared).await?;
-            let outcome = self.wait_for_lock(&session, request, &mut stop).await;
+            let outcome = self
+                .wait_for_lock(&session, request, (handle, asked), &mut stop)
+                .await;
             let answer = match outcome {
                 Ok(Some(reply)) => link::answer_of(reply).map(|(_, answer)| answer),
-                Ok(None) => {
-                    self.undo_later(handle, asked);
-                    return Err(Errno::INTR);
-                }
+                Ok(None) => return Err(Errno::INTR),
                 Err(error) => {
                     let again = self.shared.link.recover(&session, error);
                     unless(&mut stop, self.bounded(again)).await?;
@@ -246,36 +263,46 @@ impl Replica {
         }
     }
 
-    /// The answer to a request that may wait; `None` where it is not known at `stop`.
+    /// The answer to a request that may wait; `None` where it is not known at `stop`: then the lock is given back if it was
+    /// granted.
     async fn wait_for_lock(
         &self,
         session: &Session,
         request: ReadRequest,
+        (handle, asked): (HandleNo, LockAsked),
         stop: &mut Pin<&mut impl Future<Output = ()>>,
     ) -> std::result::Result<Option<Reply>, StreamError> {
         let (mut send, mut receive) = link::open(session).await?;
         stream::send(&mut send, &Request::Read(request)).await?;
-        let reply = link::receive_reply(&mut receive);
-        let mut reply = std::pin::pin!(reply);
+        let mut reply = Box::pin(async move { link::receive_reply(&mut receive).await });
         tokio::select! {
             reply = &mut reply => return reply.map(Some),
             () = stop => {}
         }
         // The authority either gives up waiting, or the lock is had.
         let _ = send.finish();
-        match tokio::time::timeout(STOP_PATIENCE, reply).await {
-            Ok(Ok(reply)) => Ok(Some(reply)),
-            Ok(Err(_)) | Err(_) => Ok(None),
+        match tokio::time::timeout(STOP_PATIENCE, &mut reply).await {
+            Ok(Ok(reply)) => return Ok(Some(reply)),
+            Ok(Err(_)) => self.undo_later(handle, asked, std::future::ready(())),
+            // Not before: it could be overtaken.
+            Err(_) => self.undo_later(handle, asked, async { drop(reply.await) }),
         }
+        Ok(None)
     }
 
     /// Nobody waits any more for a lock that may have been granted: if its owner held nothing of this before, it is
     /// given up.
-    fn undo_later(&self, handle: HandleNo, asked: LockAsked) {
+    fn undo_later(
+        &self,
+        handle: HandleNo,
+        asked: LockAsked,
+        answered: impl Future<Output = ()> + Send + 'static,
+    ) {
         let Ok(file) = self.file(handle) else { return };
         let (shared, range) = (self.shared.clone(), asked.run.range());
         if shared.locks.mode(file.node.no, asked.key, range).is_none() {
             self.shared.runtime.spawn(async move {
+                answered.await;
                 let _ = shared.unlock(&file.node, asked.key, range).await;
             });
         }
@@ -314,13 +341,15 @@ impl Replica {
     /// `close(2)` of a descriptor: pushes what was stored through it, and gives up the `fcntl` locks of this owner.
     pub async fn flush_and_unlock(&self, handle: HandleNo, owner: u64) -> Result<()> {
         let file = self.file(handle)?;
+        let space = LockSpace::Fcntl;
+        let key = LockKey { space, owner };
+        // Begun first, so that it is done also where nobody waits for the flush any more; it pushes by itself before.
+        let released = self.release_later(&file.node, |it, _| *it == key);
         let flushed = match file.may_write() {
             true => self.flush(handle).await,
             false => Ok(()),
         };
-        let space = LockSpace::Fcntl;
-        let key = LockKey { space, owner };
-        if let Some(released) = self.release_later(&file.node, |it, _| *it == key) {
+        if let Some(released) = released {
             // Where there is no way to the authority, a program can end all the same: it is unlocked later.
             let _ = tokio::time::timeout(STOP_PATIENCE, released).await;
         }
@@ -331,11 +360,14 @@ impl Replica {
         let Some(mode) = self.shared.locks.mode(node.no, key, range) else {
             return Ok(());
         };
-        self.bounded(async {
-            self.push_before_unlock(node, Some(mode)).await;
-            self.shared.unlock(node, key, range).await
-        })
-        .await
+        // As a task: also where nobody waits for it any more it has to be unlocked.
+        let (shared, node) = (self.shared.clone(), node.clone());
+        let unlocking = self.shared.runtime.spawn(async move {
+            shared.push_before_unlock(&node, Some(mode)).await;
+            shared.unlock(&node, key, range).await
+        });
+        self.bounded(async { unlocking.await.unwrap_or(Err(Errno::IO)) })
+            .await
     }
 
     async fn push_before_unlock(&self, node: &Arc<Node>, held: Option<LockMode>) {

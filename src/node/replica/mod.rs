@@ -13,6 +13,7 @@
 //! | `full` | the disk of the copies is full |
 //! | `refused` | pushes that the authority refuses |
 //! | `cache` | copies that outlive the mount, and room for them |
+//! | `given_up` | calls of programs that were killed |
 //! | `transfer` | pull and push tasks |
 //! | `compare` | comparing bytes from before with the authority's |
 //! | `unsynced` | what was pushed and may be lost again |
@@ -37,6 +38,7 @@ mod copies;
 mod events;
 mod files;
 mod full;
+mod given_up;
 mod inner;
 mod keeper;
 mod kernel;
@@ -56,6 +58,7 @@ mod unsynced;
 
 pub use cache::conflicts::Conflict;
 pub use cache::room::ROOM_BYTES_MIN as CACHE_BYTES_MIN;
+pub use given_up::Call;
 pub use lending::Backing;
 pub use locks::LockAsked;
 pub use status::{LinkState, RegionStatus, Status};

@@ -164,7 +164,7 @@ impl Region {
             return Some(Ok(()));
         }
         let mut inner = self.inner.write();
-        if !inner.core.is_storable(range) {
+        if inner.resizing > 0 || !inner.core.is_storable(range) {
             return None;
         }
         if let Err(errno) = inner.store(range, bytes) {
@@ -254,6 +254,20 @@ impl Region {
     /// The opposite of [`Region::begin_writing`].
     pub fn end_writing(self: &Arc<Self>) {
         self.update(|inner| inner.writers = inner.writers.saturating_sub(1));
+    }
+
+    /// The size is going to be changed: no push may pass that, no store is made meanwhile, and the kernel thread puts
+    /// nothing.
+    pub async fn begin_resize(self: &Arc<Self>) -> ResizeHold {
+        self.update(|inner| {
+            inner.writers += 1;
+            inner.hold += 1;
+            inner.resizing += 1;
+        });
+        let hold = ResizeHold(self.clone());
+        self.wait_until(|inner| !inner.putting && inner.pushes == 0)
+            .await;
+        hold
     }
 
     /// A pull task has ended.
@@ -448,6 +462,20 @@ pub(super) struct PushHold(Arc<Region>);
 impl Drop for PushHold {
     fn drop(&mut self) {
         self.0.update(|inner| inner.hold -= 1);
+    }
+}
+
+/// While it lives the size is being changed.
+pub(super) struct ResizeHold(Arc<Region>);
+
+impl Drop for ResizeHold {
+    fn drop(&mut self) {
+        self.0.update(|inner| {
+            inner.resizing -= 1;
+            inner.hold -= 1;
+            inner.writers = inner.writers.saturating_sub(1);
+        });
+        self.0.changed.notify_waiters();
     }
 }
 
