@@ -222,7 +222,9 @@ async fn nothing_is_pulled_twice() {
 async fn what_was_written_need_not_be_pulled() {
     let world = World::new();
     let replica = world.mount().await;
-    let made = replica.create(ROOT, &name("new"), 0o644, true, ME).await;
+    let made = replica
+        .create(ROOT, &name("new"), 0o644, true, true, ME)
+        .await;
     let (_, handle) = made.unwrap();
     let bytes = pattern(500_000, 2);
     replica.write(handle, 0, &bytes, false).await.unwrap();

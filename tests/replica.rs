@@ -219,7 +219,7 @@ async fn what_is_written_arrives() {
     let served = Served::new(directory.path());
     let replica = served.mount(ReplicaOptions::default()).await;
     let (entry, handle) = replica
-        .create(ROOT, &name("new"), 0o644, true, ME)
+        .create(ROOT, &name("new"), 0o644, true, true, ME)
         .await
         .unwrap();
     let bytes = pattern(5_000_000);
@@ -352,7 +352,9 @@ async fn extended_attributes_are_cached_and_coherent() {
 async fn a_lookup_never_shows_an_older_size_than_a_store_before_it() {
     let served = Served::memory(1 << 20);
     let replica = served.mount(ReplicaOptions::default()).await;
-    let made = replica.create(ROOT, &name("file"), 0o644, true, ME).await;
+    let made = replica
+        .create(ROOT, &name("file"), 0o644, true, true, ME)
+        .await;
     let (_, handle) = made.unwrap();
     let size = Arc::new(AtomicU64::new(0));
     let seers: Vec<_> = (0..3)
@@ -531,7 +533,7 @@ async fn what_is_dirty_of_a_file_without_a_name_is_let_go() {
     let served = Served::memory(1 << 20);
     let replica = served.mount(ReplicaOptions::default()).await;
     let (_, handle) = replica
-        .create(ROOT, &name("full"), 0o644, true, ME)
+        .create(ROOT, &name("full"), 0o644, true, true, ME)
         .await
         .unwrap();
     replica
@@ -548,7 +550,7 @@ async fn what_is_dirty_of_a_file_without_a_name_is_let_go() {
         tokio::task::yield_now().await;
     }
     let (_, handle) = replica
-        .create(ROOT, &name("fits"), 0o644, true, ME)
+        .create(ROOT, &name("fits"), 0o644, true, true, ME)
         .await
         .unwrap();
     replica

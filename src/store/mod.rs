@@ -166,6 +166,9 @@ pub trait StoreFile: Send + Sync {
     /// `offset` is past the end.
     fn next_hole(&self, offset: u64) -> Result<u64>;
 
+    /// Names of the extended attributes, each followed by NUL.
+    fn list_xattr(&self) -> Result<Vec<u8>>;
+
     /// Makes what was written durable; without times and the like if `data_only`.
     fn sync(&self, data_only: bool) -> Result<()>;
 }

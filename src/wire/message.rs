@@ -487,6 +487,9 @@ pub enum Answer {
         epoch: Epoch,
         /// Whether the order in which it is touched is known.
         learning: Learning,
+        /// Names of its extended attributes, each followed by NUL, if it is open for writing and they have at most
+        /// [`super::ENTRY_XATTRS_BYTES_MAX`].
+        xattrs: Option<Vec<u8>>,
     },
     /// Some bytes.
     Bytes(Vec<u8>),

@@ -437,6 +437,7 @@ pub fn answers() -> Vec<Answer> {
             attr: ATTR,
             epoch: Epoch(1),
             learning: Learning::Known,
+            xattrs: Some(b"user.kind\0".to_vec()),
         },
         Answer::Bytes(b"target".to_vec()),
         Answer::Entries(vec![entry()]),

@@ -394,15 +394,23 @@ fn entry() -> Any<DirEntry> {
 }
 
 fn answer() -> Any<Answer> {
-    let opened = (handle(), attr(), number(), one_of(samples::learnings()));
+    let xattrs = proptest::option::of(bytes(256));
+    let opened = (
+        handle(),
+        attr(),
+        number(),
+        one_of(samples::learnings()),
+        xattrs,
+    );
     prop_oneof![
         one_of(samples::answers()),
         attr().prop_map(Answer::Attr),
-        opened.prop_map(|(handle, attr, epoch, learning)| Answer::Opened {
+        opened.prop_map(|(handle, attr, epoch, learning, xattrs)| Answer::Opened {
             handle,
             attr,
             epoch: Epoch(epoch),
             learning,
+            xattrs,
         }),
         runs().prop_map(Answer::Order),
         (lock_run(), any::<u32>()).prop_map(|(run, pid)| Answer::Lock(Some(HeldLock { run, pid }))),

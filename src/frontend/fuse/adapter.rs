@@ -334,9 +334,10 @@ impl Filesystem for Adapter {
         };
         let (replica, by) = (Arc::clone(&self.replica), caller(request));
         let (mode, exclusive) = (convert::permissions(mode), flags & libc::O_EXCL != 0);
+        let read = flags & libc::O_ACCMODE != libc::O_WRONLY;
         self.locking(NodeNo(dir.0));
         let dir = NodeNo(dir.0);
-        let work = async move { replica.create(dir, &name, mode, exclusive, by).await };
+        let work = async move { replica.create(dir, &name, mode, exclusive, read, by).await };
         let undo = |replica: &Replica, (entry, handle): (Entry, HandleNo)| {
             replica.close(handle);
             replica.forget(entry.node, 1);

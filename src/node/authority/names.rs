@@ -2,7 +2,7 @@
 
 use super::connection::Attached;
 use super::known::Known;
-use super::{EPOCH, attributes, reply};
+use super::{attributes, reply};
 use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::wire::{
@@ -95,16 +95,7 @@ impl Attached {
             })
         });
         let Outcome { at, result, .. } = created.await;
-        let opened = result.and_then(|(handle, kept)| {
-            let attr = kept.file.attr()?;
-            let learning = self.service.orders.learning(&attr);
-            Ok(Answer::Opened {
-                handle,
-                attr,
-                epoch: EPOCH,
-                learning,
-            })
-        });
+        let opened = result.and_then(|(handle, kept)| self.opened(handle, &kept));
         reply(at, opened)
     }
 

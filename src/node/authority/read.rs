@@ -152,8 +152,7 @@ impl Attached {
             id: entry.attr.id,
             path: dir.path.join(&entry.name)?,
         };
-        let names = self.store().list_xattr(&node).ok()?;
-        (names.len() <= ENTRY_XATTRS_BYTES_MAX).then_some(names)
+        few_xattrs(self.store().list_xattr(&node))
     }
 
     /// Opens a file and keeps it under a handle.
@@ -168,18 +167,23 @@ impl Attached {
             self.keep(file, id, access)
         });
         match opened.await {
-            Ok((id, handle)) => self.of_handle(&handle, |file| {
-                let attr = file.attr()?;
-                let learning = self.service.orders.learning(&attr);
-                Ok(Answer::Opened {
-                    handle: id,
-                    attr,
-                    epoch: EPOCH,
-                    learning,
-                })
-            }),
+            Ok((id, handle)) => self.of_handle(&handle, |_| self.opened(id, &handle)),
             Err(errno) => self.refuse(errno),
         }
+    }
+
+    /// The answer that a file is open, read now.
+    pub(super) fn opened(&self, id: HandleId, handle: &Handle) -> Result<Answer> {
+        let attr = handle.file.attr()?;
+        let xattrs = || few_xattrs(handle.file.list_xattr());
+        Ok(Answer::Opened {
+            handle: id,
+            attr,
+            epoch: EPOCH,
+            learning: self.service.orders.learning(&attr),
+            // The kernel there asks for one of them before it stores anything.
+            xattrs: (handle.access == Access::Write).then(xattrs).flatten(),
+        })
     }
 
     /// Keeps an open file. If it is nobody's turn to change it, it is a good moment for a look
@@ -320,6 +324,12 @@ pub(super) fn check_xattr_name(name: &[u8]) -> Result<()> {
         true => Ok(()),
         false => Err(Errno::RANGE),
     }
+}
+
+/// Names of extended attributes, if they could be listed and are few.
+fn few_xattrs(names: Result<Vec<u8>>) -> Option<Vec<u8>> {
+    let few = |names: &Vec<u8>| names.len() <= ENTRY_XATTRS_BYTES_MAX;
+    names.ok().filter(few)
 }
 
 fn sendable(bytes: Vec<u8>) -> Result<Answer> {

@@ -278,7 +278,7 @@ impl Replica {
     async fn settle_content(&self, node: &Arc<Node>) {
         let region = node.region.lock().clone();
         let Some(region) = region else { return };
-        if region.look(|inner| inner.writers > 0)
+        if region.look(|inner| inner.mappers > 0)
             && let Some(kernel) = self.shared.kernel.get()
             && let Ok(path) = node.path()
         {

@@ -2,6 +2,7 @@
 
 use super::files::OpenFile;
 use super::learn::Telling;
+use super::mode::Mode;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::transfer::{self, Broken};
@@ -292,14 +293,10 @@ impl Replica {
 
     /// Opens a file that was opened before, without asking. `None` where it is not known whether the copy was good when
     /// the link was lost.
-    pub(super) async fn open_copy(
-        &self,
-        node: &Arc<Node>,
-        write: bool,
-    ) -> Option<(HandleNo, bool)> {
+    pub(super) async fn open_copy(&self, node: &Arc<Node>, mode: Mode) -> Option<(HandleNo, bool)> {
         node.cached_attr()?;
         let region = node.region.lock().clone()?;
-        let handle = self.open_region(node, region, write).await;
+        let handle = self.open_region(node, region, mode).await;
         Some((handle, self.shared.kernel_may_keep(node)))
     }
 }

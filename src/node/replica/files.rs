@@ -2,6 +2,7 @@
 
 use super::full::{Storing, is_full};
 use super::lending::{Way, seek_data};
+use super::mode::Mode;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::unsynced::Syncing;
@@ -20,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 pub(super) struct OpenFile {
     pub node: Arc<Node>,
     pub region: Arc<Region>,
-    write: bool,
+    mode: Mode,
     /// How the kernel has it open, once that is known and where it matters.
     pub way: OnceLock<Way>,
     /// A lock that was taken through it may have been somebody else's in the meantime.
@@ -29,7 +30,7 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     pub fn may_write(&self) -> bool {
-        self.write
+        self.mode.write
     }
 }
 
@@ -41,8 +42,9 @@ const PULL_AHEAD: usize = 8;
 impl Shared {
     /// The request to open a file: with its first bytes, unless they will not be read or there is a copy that may
     /// hold them.
-    fn opening(&self, node: &Arc<Node>, access: Access, read: bool) -> Result<ReadRequest> {
-        let without = !read
+    fn opening(&self, node: &Arc<Node>, mode: Mode) -> Result<ReadRequest> {
+        let access = mode.access();
+        let without = !mode.read
             || node.region.lock().is_some()
             || self
                 .cache
@@ -74,12 +76,12 @@ impl Replica {
         if write && self.is_read_only() {
             return Err(Errno::ROFS);
         }
+        let mode = Mode { read, write };
         let ask = async {
-            let access = if write { Access::Write } else { Access::Read };
-            if let Some(opened) = self.open_further(&node, access).await? {
+            if let Some(opened) = self.open_further(&node, mode).await? {
                 return Ok(opened);
             }
-            let request = self.shared.opening(&node, access, read)?;
+            let request = self.shared.opening(&node, mode)?;
             let offered = matches!(request, ReadRequest::OpenAndPull { .. });
             let (at, answer, rest) = self.shared.link.read_on(request).await?;
             let Answer::Opened {
@@ -87,12 +89,16 @@ impl Replica {
                 attr,
                 epoch,
                 learning,
+                xattrs,
             } = answer
             else {
                 return Err(Errno::PROTO);
             };
             let good = self.shared.adopt(&node, &attr, at);
-            let handle = self.opened(&node, handle, &attr, epoch, at, write).await?;
+            if let Some(names) = xattrs {
+                node.learn_xattrs(&names, at);
+            }
+            let handle = self.opened(&node, handle, &attr, epoch, at, mode).await?;
             let region = self.file(handle)?.region.clone();
             self.shared.learn(&region, learning);
             if offered {
@@ -108,7 +114,7 @@ impl Replica {
             }
             Ok((handle, good && self.shared.kernel_may_keep(&node)))
         };
-        let opened = self.or_adrift(ask, self.open_copy(&node, write)).await?;
+        let opened = self.or_adrift(ask, self.open_copy(&node, mode)).await?;
         if write && !self.shared.link.is_adrift() {
             self.shared.foresee_store(&node);
         }
@@ -117,11 +123,8 @@ impl Replica {
 
     /// Opens a file that is open on this mount already: its handle at the authority serves once more. `None`
     /// where it is not, or that handle is not good for this.
-    async fn open_further(
-        &self,
-        node: &Arc<Node>,
-        access: Access,
-    ) -> Result<Option<(HandleNo, bool)>> {
+    async fn open_further(&self, node: &Arc<Node>, mode: Mode) -> Result<Option<(HandleNo, bool)>> {
+        let access = mode.access();
         let Some(remote) = self.shared.remote_handle_for(node, access).await else {
             return Ok(None);
         };
@@ -129,9 +132,7 @@ impl Replica {
             return Ok(None);
         };
         // Counted before asking, so that the handle is not closed meanwhile.
-        let handle = self
-            .open_region(node, region, access == Access::Write)
-            .await;
+        let handle = self.open_region(node, region, mode).await;
         let request = ReadRequest::GetAttr {
             node: node.to_wire_open(),
             handle: Some(remote),
@@ -167,7 +168,10 @@ impl Replica {
             self.shared.new_file(OpenFile {
                 node,
                 region,
-                write: false,
+                mode: Mode {
+                    read: true,
+                    write: false,
+                },
                 way: OnceLock::new(),
                 lost_lock: AtomicBool::new(false),
             })
@@ -182,10 +186,10 @@ impl Replica {
         attr: &Attr,
         epoch: Epoch,
         at: Tick,
-        write: bool,
+        mode: Mode,
     ) -> Result<HandleNo> {
         let region = self.shared.region_of(node, attr, epoch, at)?;
-        let access = if write { Access::Write } else { Access::Read };
+        let access = mode.access();
         if let Some(session) = self.shared.link.session_now() {
             let new = Remote {
                 handle,
@@ -202,14 +206,14 @@ impl Replica {
                 self.shared.close_remote(old);
             }
         }
-        Ok(self.open_region(node, region, write).await)
+        Ok(self.open_region(node, region, mode).await)
     }
 
     pub(super) async fn open_region(
         &self,
         node: &Arc<Node>,
         region: Arc<Region>,
-        write: bool,
+        mode: Mode,
     ) -> HandleNo {
         let region = {
             // Under this lock, so that the region is not given up in between.
@@ -217,19 +221,20 @@ impl Replica {
             let region = slot.get_or_insert(region).clone();
             region.update(|inner| {
                 inner.opens += 1;
+                inner.mappers += u32::from(mode.may_map());
                 inner.core.set_background(self.shared.may_pull_ahead());
             });
             region
         };
         region.use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
-        if write {
+        if mode.write {
             self.shared.mark_writing(&region);
             region.begin_writing().await;
         }
         self.shared.new_file(OpenFile {
             node: node.clone(),
             region,
-            write,
+            mode,
             way: OnceLock::new(),
             lost_lock: AtomicBool::new(false),
         })
@@ -241,13 +246,14 @@ impl Replica {
             return;
         };
         self.release_locks_of(handle, &file.node);
-        if file.write {
+        if file.mode.write {
             file.region.end_writing();
         }
         file.region
             .use_now(self.shared.uses.fetch_add(1, Ordering::Relaxed));
         file.region.update(|inner| {
             inner.opens = inner.opens.saturating_sub(1);
+            inner.mappers -= u32::from(file.mode.may_map());
             if let Some(way) = file.way.get() {
                 inner.give_back(*way);
             }
@@ -461,7 +467,7 @@ impl Replica {
     /// `fallocate(2)`.
     pub async fn allocate(&self, handle: HandleNo, range: ByteRange, mode: Allocate) -> Result<()> {
         let file = self.file(handle)?;
-        if !file.write {
+        if !file.mode.write {
             return Err(Errno::BADF);
         }
         self.bounded(async {

@@ -56,9 +56,11 @@ pub(super) struct Inner {
     pub pushes: usize,
     pub pulls: usize,
     pub comparisons: usize,
-    /// Handles open on this mount, and those of them open for writing.
+    /// Handles open on this mount; those of them open for writing; those of which there may be a mapping that is
+    /// stored through.
     pub opens: u32,
     pub writers: u32,
+    pub mappers: u32,
     /// What is touched is to be seen: the kernel is not given what comes in the background.
     pub learning: bool,
     /// The kernel thread is putting pages: nobody may begin to write meanwhile.
@@ -95,6 +97,7 @@ impl Inner {
             comparisons: 0,
             opens: 0,
             writers: 0,
+            mappers: 0,
             learning: false,
             putting: false,
             lending: Lending::default(),

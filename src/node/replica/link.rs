@@ -518,7 +518,7 @@ mod tests {
         let (by, exchanges) = (Caller { uid: 0, gid: 0 }, 100);
         for number in 0..exchanges / 4 {
             let name = Name::new(number.to_string()).unwrap();
-            let made = replica.create(ROOT, &name, 0o600, true, by).await;
+            let made = replica.create(ROOT, &name, 0o600, true, false, by).await;
             let (_, handle) = made.unwrap();
             replica.write(handle, 0, &[1; 100], false).await.unwrap();
             replica.flush(handle).await.unwrap();

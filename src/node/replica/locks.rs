@@ -419,7 +419,7 @@ impl Shared {
         let region = node.region.lock().clone();
         let Some(region) = region else { return };
         if held == Some(LockMode::Exclusive)
-            && region.look(|inner| inner.writers > 0)
+            && region.look(|inner| inner.mappers > 0)
             && let (Some(kernel), Ok(path)) = (self.kernel.get(), node.path())
         {
             kernel.write_back(node.no, path).await;

@@ -5,6 +5,7 @@
 //! | `link`, `keeper` | the connection: requests, repetition; attaching, lease, reconnecting |
 //! | `nodes` | the table of nodes, what is cached of them |
 //! | `names`, `attrs`, `files` | what a front end calls, by what it is about |
+//! | `mode` | what files are opened for |
 //! | `region` | one region: core, local copy, who waits |
 //! | `inner` | what its lock guards |
 //! | `locks` | locks that programs hold |
@@ -47,6 +48,7 @@ mod lending;
 mod link;
 mod listing;
 mod locks;
+mod mode;
 mod names;
 mod nodes;
 mod refused;

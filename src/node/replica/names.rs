@@ -1,6 +1,7 @@
 //! Names: looking up, making, linking, renaming, removing.
 
 use super::kernel::Job;
+use super::mode::Mode;
 use super::nodes::{Cached, Node};
 use super::{Entry, HandleNo, NodeNo, Replica, Shared};
 use crate::region::Tick;
@@ -127,15 +128,17 @@ impl Replica {
         .await
     }
 
-    /// Makes a regular file and opens it; as [`Replica::lookup`] of it.
+    /// Makes a regular file and opens it for writing, maybe for reading as well; as [`Replica::lookup`] of it.
     pub async fn create(
         &self,
         dir: NodeNo,
         name: &Name,
         mode: u16,
         exclusive: bool,
+        read: bool,
         by: Caller,
     ) -> Result<(Entry, HandleNo)> {
+        let opened = Mode { read, write: true };
         let dir = self.shared.nodes.get(dir)?;
         let by = self.shared.owners.to_server(by);
         self.bounded(async {
@@ -155,12 +158,16 @@ impl Replica {
                         handle,
                         attr,
                         epoch,
+                        xattrs,
                         ..
                     },
                 ) => {
                     let entry = self.found(&dir, name, &attr, at);
                     let node = self.shared.nodes.get(entry.node)?;
-                    let handle = self.opened(&node, handle, &attr, epoch, at, true).await?;
+                    if let Some(names) = xattrs {
+                        node.learn_xattrs(&names, at);
+                    }
+                    let handle = self.opened(&node, handle, &attr, epoch, at, opened).await?;
                     Ok((entry, handle))
                 }
                 _ => Err(Errno::PROTO),

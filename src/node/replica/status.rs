@@ -200,7 +200,7 @@ async fn write_back_at_intervals(shared: Weak<Shared>, interval: Duration) {
             return;
         };
         for region in shared.regions() {
-            if region.look(|inner| inner.writers > 0)
+            if region.look(|inner| inner.mappers > 0)
                 && let Some(kernel) = shared.kernel.get()
                 && let Ok(path) = region.node.path()
             {

@@ -1,6 +1,7 @@
 //! An open regular file.
 
 use super::attributes::{self, proc_path};
+use super::xattr;
 use crate::store::{Errno, Result, StoreFile};
 use crate::wire::{Access, Allocate, Attr, Kind, SetAttr, SetTime};
 use rustix::fd::{AsFd, OwnedFd};
@@ -187,6 +188,10 @@ impl StoreFile for OpenFile {
     fn next_hole(&self, offset: u64) -> Result<u64> {
         check_end(offset).map_err(|_| Errno::NXIO)?;
         rustix::fs::seek(&self.fd, SeekFrom::Hole(offset))
+    }
+
+    fn list_xattr(&self) -> Result<Vec<u8>> {
+        xattr::list(&self.fd)
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {

@@ -386,6 +386,10 @@ impl StoreFile for OpenFile {
         self.inode.look(|content| content.next_hole(offset))?
     }
 
+    fn list_xattr(&self) -> Result<Vec<u8>> {
+        Ok(self.inode.list_xattr())
+    }
+
     fn sync(&self, _data_only: bool) -> Result<()> {
         Ok(())
     }

@@ -138,6 +138,7 @@ impl StoreFile for FilterFile {
         allocate(start: u64, end: u64, mode: Allocate) -> Attr;
         next_data(offset: u64) -> u64;
         next_hole(offset: u64) -> u64;
+        list_xattr() -> Vec<u8>;
         sync(data_only: bool) -> ();
     }
 }

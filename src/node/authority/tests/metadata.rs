@@ -473,3 +473,33 @@ async fn answers_carry_the_clock_of_changes() {
     assert!(after.at >= made.at);
     assert_eq!(after.result, made.result);
 }
+
+/// The kernel of a replica asks for one of them before it stores anything.
+#[tokio::test]
+async fn who_opens_a_file_for_writing_is_told_of_its_extended_attributes() {
+    let server = Server::in_memory();
+    let client = server.client(1).await;
+    let (_, file) = client.create("file").await;
+    let names = async |access| {
+        let node = file.clone();
+        match client.read(ReadRequest::Open { node, access }).await {
+            Ok(Answer::Opened { xattrs, .. }) => xattrs,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(names(Access::Write).await, Some(vec![]));
+    let set = |name: &[u8]| ChangeRequest::SetXattr {
+        node: file.clone(),
+        name: name.to_vec(),
+        value: vec![],
+        mode: XattrMode::Set,
+    };
+    client.change(set(b"user.a")).await.unwrap();
+    assert_eq!(names(Access::Write).await, Some(b"user.a\0".to_vec()));
+    assert_eq!(names(Access::Read).await, None);
+    let long = [&b"user."[..], &[b'x'; 200]].concat();
+    for name in [&long, &[&long[..], b"y"].concat()] {
+        client.change(set(name)).await.unwrap();
+    }
+    assert_eq!(names(Access::Write).await, None, "too many");
+}
