@@ -6,6 +6,9 @@
     reason = "a test says what it expects by failing"
 )]
 
+#[path = "replica/power.rs"]
+mod power;
+
 use memfs::node::authority::{self, AuthorityOptions};
 use memfs::node::replica::{NodeNo, ROOT, Replica, ReplicaOptions};
 use memfs::store::Store;
@@ -99,18 +102,17 @@ impl Served {
 
     /// As [`Served::restart`], with something done while nobody serves.
     async fn restart_after(self, directory: &Path, meanwhile: impl FnOnce()) -> Served {
-        let Served {
-            address,
-            identity,
-            listener,
-            task,
-        } = self;
-        task.abort();
-        let _ = task.await;
-        listener.close();
-        drop(listener);
+        let (address, identity) = self.kill().await;
         meanwhile();
         serve(directory, identity, address)
+    }
+
+    /// Ends it without a word to anybody; where it was, and who.
+    async fn kill(self) -> (SocketAddr, Identity) {
+        self.task.abort();
+        let _ = self.task.await;
+        self.listener.close();
+        (self.address, self.identity)
     }
 }
 
@@ -559,42 +561,4 @@ async fn what_is_dirty_of_a_file_without_a_name_is_let_go() {
         .unwrap();
     // The authority closes the handle of the other one by and by.
     while replica.flush(handle).await.is_err() {}
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sync_speaks_for_what_a_machine_lost_after_it_was_pushed() {
-    // Within the page that the file ended in, and past it.
-    for more in [100, 5000] {
-        power_is_lost_before_a_sync(more).await;
-    }
-}
-
-async fn power_is_lost_before_a_sync(more: usize) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("file");
-    let old = pattern(300_000);
-    std::fs::write(&path, &old).unwrap();
-    let served = Served::new(directory.path());
-    let replica = served.mount(ReplicaOptions::default()).await;
-    let node = replica.lookup(ROOT, &name("file")).await.unwrap().node;
-    let (handle, _) = replica.open(node, true, true).await.unwrap();
-    let mut new = old.clone();
-    new[4096..12_288].fill(7);
-    new.resize(300_000 + more, 8);
-    for range in [4096..12_288, 300_000..new.len()] {
-        let (start, bytes) = (range.start as u64, &new[range]);
-        replica.write(handle, start, bytes, false).await.unwrap();
-    }
-    replica.flush(handle).await.unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), new);
-    // The machine loses power: what was not synced is as it was before.
-    let served = served.restart_after(directory.path(), || {
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        file.write_all_at(&old, 0).unwrap();
-        file.set_len(300_000).unwrap();
-    });
-    let served = served.await;
-    replica.sync(handle, false).await.unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), new);
-    drop(served);
 }

@@ -257,9 +257,10 @@ impl Service {
             }
             leases
         });
+        let boot = random();
         let flavor = tokio::runtime::Handle::current().runtime_flavor();
         Service {
-            boot: random(),
+            boot,
             user: Caller {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
@@ -267,7 +268,7 @@ impl Service {
             trees: Trees::new(store, notices.clone()),
             notices,
             nodes: Nodes::default(),
-            sessions: Sessions::new(options.once.is_some(), locks.clone()),
+            sessions: Sessions::new(options.once.is_some(), boot, locks.clone()),
             locks,
             coherence,
             leases: Mutex::new(leases),

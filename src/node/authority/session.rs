@@ -29,8 +29,8 @@ use crate::wire::{Access, FileId, HandleId, Hello, Node, ReadRequest, Refusal, R
 use parking_lot::{Mutex, RwLock};
 use quinn::VarInt;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
@@ -56,6 +56,8 @@ pub(super) struct Session {
     subtree: RelPath,
     pub tree: Arc<Tree>,
     handles: RwLock<HashMap<HandleId, Arc<Handle>>>,
+    /// Of all sessions: see [`Sessions`].
+    handle_numbers: Arc<AtomicU64>,
     pub replies: Replies,
     observed: Mutex<HashSet<FileId>>,
     /// One permit a request that is worked at.
@@ -84,15 +86,12 @@ struct Link {
     since: Instant,
 }
 
-/// Numbers for handles: never the same for two sessions, nor, as far as chance goes, for two runs.
-static HANDLES: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(super::random()));
-
 impl Session {
     /// The `nth` of its key.
     fn new(
         hello: &Hello,
         (key, share): (PublicKey, Arc<Share>),
-        tree: Arc<Tree>,
+        (tree, handle_numbers): (Arc<Tree>, Arc<AtomicU64>),
         nth: usize,
     ) -> Session {
         Session {
@@ -102,6 +101,7 @@ impl Session {
             subtree: hello.subtree.clone(),
             tree,
             handles: RwLock::default(),
+            handle_numbers,
             replies: Replies::default(),
             observed: Mutex::default(),
             running: Arc::new(Semaphore::new(REQUESTS_RUNNING_MAX)),
@@ -151,7 +151,7 @@ impl Session {
             return Err(Errno::MFILE);
         }
         let id = HandleId {
-            number: HANDLES.fetch_add(1, Ordering::Relaxed),
+            number: self.handle_numbers.fetch_add(1, Ordering::Relaxed),
             file: handle.node.id,
         };
         handles.insert(id, handle.clone());
@@ -269,16 +269,20 @@ fn connected(table: &HashMap<ClientId, Arc<Session>>, key: PublicKey) -> usize {
 pub(super) struct Sessions {
     table: Mutex<HashMap<ClientId, Arc<Session>>>,
     clients_max: usize,
+    /// Numbers for handles: never the same for two sessions. They begin at a random one, so that one of an earlier run,
+    /// in a request that is repeated, does not name another file.
+    handle_numbers: Arc<AtomicU64>,
     locks: Arc<LockTable>,
     /// How many sessions have begun, and how many of them have ended.
     counts: watch::Sender<(u64, u64)>,
 }
 
 impl Sessions {
-    /// With `once`, only one session is ever let in.
-    pub fn new(once: bool, locks: Arc<LockTable>) -> Sessions {
+    /// With `once`, only one session is ever let in. `boot` is a random number that names this run.
+    pub fn new(once: bool, boot: u64, locks: Arc<LockTable>) -> Sessions {
         Sessions {
             locks,
+            handle_numbers: Arc::new(AtomicU64::new(boot)),
             table: Mutex::default(),
             clients_max: if once { 1 } else { CLIENTS_MAX },
             counts: watch::Sender::new((0, 0)),
@@ -317,7 +321,8 @@ impl Sessions {
             None => {
                 evicted = self.make_room(&mut table, (key, &hello.subtree), coherence)?;
                 let nth = connected(&table, key) + 1;
-                let session = Arc::new(Session::new(hello, (key, share), tree, nth));
+                let numbers = self.handle_numbers.clone();
+                let session = Arc::new(Session::new(hello, (key, share), (tree, numbers), nth));
                 table.insert(hello.client, session.clone());
                 self.counts.send_modify(|(begun, _)| *begun += 1);
                 session

@@ -1,8 +1,8 @@
 //! Attributes, extended attributes, and whose files they are shown as.
 
+use super::link::Moment;
 use super::nodes::Node;
 use super::{Entry, HandleNo, NodeNo, Replica, Shared};
-use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::{
@@ -107,7 +107,7 @@ impl Shared {
 
     /// Takes in attributes from an answer; drops the copy where they show that the content has changed
     /// without being announced.
-    pub(super) fn adopt(&self, node: &Arc<Node>, attr: &Attr, at: Tick) -> bool {
+    pub(super) fn adopt(&self, node: &Arc<Node>, attr: &Attr, at: Moment) -> bool {
         let region = node.region.lock().clone();
         let pushing = region
             .as_ref()
@@ -122,7 +122,7 @@ impl Shared {
             let cut = region.update(|inner| {
                 if !good {
                     let whole = ByteRange::new(0, u64::MAX);
-                    inner.core.handle_invalidate(at, whole, &mut dropped);
+                    inner.invalidate(at, whole, &mut dropped);
                 }
                 inner.adopt_size(at, attr.size)
             });
@@ -292,7 +292,7 @@ impl Replica {
         node: &Arc<Node>,
         set: SetAttr,
         by: Caller,
-    ) -> Result<(Tick, Attr)> {
+    ) -> Result<(Moment, Attr)> {
         let make = |(node, handle)| ChangeRequest::SetAttr {
             node,
             handle,

@@ -12,10 +12,10 @@
 //! the first fault, where what was not asked for is pulled in the background as well; and for `memfs pull`.
 
 use super::Shared;
-use super::link::{self, Session};
+use super::link::{self, Moment, Session};
 use super::region::Region;
 use super::transfer::{self, Broken};
-use crate::region::{Compared, Comparison, ComparisonId, Tick};
+use crate::region::{Compared, Comparison, ComparisonId};
 use crate::store::{Errno, Result};
 use crate::transport::stream::StreamError;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
@@ -79,14 +79,14 @@ async fn compare_over(
     Ok(())
 }
 
-/// The authority's hashes: the tick and the size of the answer, and one of each unit.
+/// The authority's hashes: when that was, the size then, and one of each unit.
 async fn ask(
     shared: &Arc<Shared>,
     region: &Arc<Region>,
     session: &Session,
     extents: &[ByteRange],
     unit: u64,
-) -> std::result::Result<(Tick, u64, Vec<Hash>), Broken> {
+) -> std::result::Result<(Moment, u64, Vec<Hash>), Broken> {
     let handle = transfer::remote(shared, region, session, Access::Read).await?;
     let whole_pages = |range: &ByteRange| range.pages_touched().bytes().into();
     let request = Request::Read(ReadRequest::Hashes {
@@ -94,7 +94,7 @@ async fn ask(
         extents: extents.iter().map(whole_pages).collect(),
         unit: unit as u32,
     });
-    match link::answer_of(link::exchange(session, &request).await?)? {
+    match link::answer_of(session, link::exchange(session, &request).await?)? {
         (at, Answer::Hashed { size, hashes }) => {
             region.node.saw(at);
             let bytes = hashes.len() * size_of::<Hash>();
@@ -145,13 +145,13 @@ fn confirm(
     shared: &Shared,
     region: &Arc<Region>,
     comparison: ComparisonId,
-    at: Tick,
+    at: Moment,
     same: &[ByteRange],
 ) {
     let pages = region.update(|inner| {
         let confirmed = same.iter().map(|&range| {
             inner.clock.note(range);
-            inner.core.handle_confirmed(comparison, at, range)
+            inner.confirmed(comparison, at, range)
         });
         confirmed.sum::<u64>()
     });

@@ -2,12 +2,13 @@
 
 use super::files::OpenFile;
 use super::learn::Telling;
+use super::link::Moment;
 use super::mode::Mode;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::transfer::{self, Broken};
 use super::{HandleNo, NodeNo, Replica, Shared};
-use crate::region::{Epoch, ReplicaConfig, Tick};
+use crate::region::{Epoch, ReplicaConfig};
 use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::{Access, Answer, Attr, HandleId, Pages, ReadRequest};
@@ -47,17 +48,18 @@ struct Parting {
 }
 
 impl Shared {
-    /// The region of a file, made if there is none.
+    /// The region of a file, made if there is none; `None` where the answer that told of the file is one of an
+    /// earlier session.
     pub(super) fn region_of(
         self: &Arc<Self>,
         node: &Arc<Node>,
         attr: &Attr,
         epoch: Epoch,
-        at: Tick,
-    ) -> Result<Arc<Region>> {
+        at: Moment,
+    ) -> Result<Option<Arc<Region>>> {
         self.find_heritage(node, attr);
         if let Some(region) = &*node.region.lock() {
-            return Ok(region.clone());
+            return Ok(Some(region.clone()));
         }
         if self.regions.lock().len() >= self.regions_max {
             self.close_copies(0);
@@ -67,7 +69,12 @@ impl Shared {
         }
         let mut slot = node.region.lock();
         if let Some(region) = &*slot {
-            return Ok(region.clone());
+            return Ok(Some(region.clone()));
+        }
+        // Under the lock of the slot, where a session that begins now looks for regions afterwards.
+        let era = self.era();
+        if era.generation != at.generation {
+            return Ok(None);
         }
         let config = ReplicaConfig {
             background: self.options.background,
@@ -75,22 +82,20 @@ impl Shared {
             pull_bytes_max: PULL_BYTES,
             read_ahead_bytes_max: READ_AHEAD_BYTES,
         };
-        let core = crate::region::Replica::new(attr.size, at, epoch, config);
-        let mut inner = self.new_inner(node, attr, at, core)?;
+        let core = crate::region::Replica::new(attr.size, at.tick, epoch, config);
+        let mut inner = self.new_inner(node, attr, (era, at.tick), core)?;
         let stale_until = node.stale_until();
         if stale_until > at {
             // The answer that told the size is older than a change that was announced meanwhile.
             let whole = ByteRange::new(0, u64::MAX);
-            inner
-                .core
-                .handle_invalidate(stale_until, whole, &mut Vec::new());
+            inner.invalidate(stale_until, whole, &mut Vec::new());
         }
         let region = Arc::new(Region::new(node.clone(), self, inner));
         *slot = Some(region.clone());
         drop(slot);
         self.regions.lock().insert(node.no, node.clone());
         region.count_copy(self);
-        Ok(region)
+        Ok(Some(region))
     }
 
     /// The authority's handle of a node's region, if there is one of this session.

@@ -2,10 +2,10 @@
 
 use super::Shared;
 use super::kernel::Job;
-use super::link::{LinkEvent, Session};
+use super::link::{LinkEvent, Moment, Session};
 use super::nodes::Node;
 use super::region::Region;
-use crate::region::Tick;
+use super::{Era, inner::Inner};
 use crate::units::{ByteRange, PageRange};
 use crate::wire::{
     Access, Answer, AuthorityEvent, FileId, Kind, ReadRequest, ReplicaEvent, Request, Stale,
@@ -24,16 +24,20 @@ pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<Lin
             return;
         };
         match event {
-            LinkEvent::Event(AuthorityEvent::Invalidate {
-                change,
-                id,
-                at,
-                what,
-            }) => {
-                shared.invalidate(change, id, at, what);
+            LinkEvent::Event(
+                generation,
+                AuthorityEvent::Invalidate {
+                    change,
+                    id,
+                    at: tick,
+                    what,
+                },
+            ) => {
+                shared.invalidate(id, Moment { generation, tick }, what);
+                shared.tell_taken(generation, change);
             }
             // Taken in by the link itself.
-            LinkEvent::Event(AuthorityEvent::Renewed { .. }) => {}
+            LinkEvent::Event(_, AuthorityEvent::Renewed { .. }) => {}
             LinkEvent::Renewed(renewal) => shared.settled(renewal),
             LinkEvent::Up => shared.record_again(),
             // With `--offline serve` the kernel goes on as this replica does. When the link is back it is told what has
@@ -49,7 +53,7 @@ pub(super) async fn take_in(shared: Weak<Shared>, mut events: mpsc::Receiver<Lin
 }
 
 impl Shared {
-    fn invalidate(&self, change: u64, id: FileId, at: Tick, what: Stale) {
+    fn invalidate(&self, id: FileId, at: Moment, what: Stale) {
         if let Some(node) = self.nodes.changed(id, at) {
             let bytes = match what {
                 Stale::Attributes => None,
@@ -62,7 +66,7 @@ impl Shared {
             let region = node.region.lock().clone();
             if let (Some(range), Some(region)) = (bytes, &region) {
                 let mut dropped = Vec::new();
-                region.update(|inner| inner.core.handle_invalidate(at, range, &mut dropped));
+                region.update(|inner| inner.invalidate(at, range, &mut dropped));
             }
             match bytes {
                 Some(range) => self.drop_pages(&node, range),
@@ -77,11 +81,16 @@ impl Shared {
         } else {
             // The authority need not tell of it: it was forgotten, or read for an answer that was read again. What an
             // older answer says that is still on its way is not kept.
-            self.link.send_event(ReplicaEvent::Forget(vec![(id, at)]));
+            let forget = ReplicaEvent::Forget(vec![(id, at.tick)]);
+            self.link.send_about(at.generation, forget);
         }
+    }
+
+    /// Tells the authority that a change has been taken in, once the kernel has taken it in as well.
+    fn tell_taken(&self, generation: u64, change: u64) {
         match self.kernel.get() {
-            Some(kernel) => kernel.queue(Job::Taken(change)),
-            None => self.link.send_event(ReplicaEvent::Taken { change }),
+            Some(kernel) => kernel.queue(Job::Taken { generation, change }),
+            None => (self.link).send_about(generation, ReplicaEvent::Taken { change }),
         }
     }
 
@@ -108,21 +117,15 @@ impl Shared {
 
     /// The authority knows nothing of this replica: each copy is compared with what is there now.
     async fn reattach(self: &Arc<Self>, session: &Session) {
-        let nodes = self.nodes.all();
-        self.nodes.reset();
+        let era = std::mem::replace(&mut *self.era.lock(), Era::of(session));
+        // From here on no region is made by what was told before, and those there are belong to these.
+        let nodes = self.nodes.reset(session.generation);
+        let restarted = era.boot != session.welcome.boot;
         self.queue(Job::DropNames);
-        self.generation.store(session.generation, Ordering::Release);
-        let boot = session.welcome.boot;
-        if self.boot.swap(boot, Ordering::Relaxed) != boot {
-            for region in self.regions() {
-                region.update(|inner| inner.restore_lost());
-            }
-        }
-        let root_at = Tick(0);
         if let Ok(root) = self.nodes.get(super::ROOT)
             && root.id == session.welcome.root.id
         {
-            root.adopt(&session.welcome.root, root_at);
+            root.adopt(&session.welcome.root, Moment::start(session.generation));
         }
         let mut reopening = tokio::task::JoinSet::new();
         for node in nodes {
@@ -132,7 +135,9 @@ impl Shared {
             };
             let shared = self.clone();
             let session = session.clone();
-            reopening.spawn(async move { shared.reattach_region(&session, &node, &region).await });
+            reopening.spawn(async move {
+                (shared.reattach_region(&session, &node, &region, restarted)).await;
+            });
             if reopening.len() >= REOPEN_MAX {
                 reopening.join_next().await;
             }
@@ -146,25 +151,32 @@ impl Shared {
         session: &Session,
         node: &Arc<Node>,
         region: &Arc<Region>,
+        restarted: bool,
     ) {
         *region.remote.lock().await = None;
+        if restarted {
+            region.update(Inner::restore_lost);
+        }
         let (open, epoch, size) =
             region.look(|inner| (inner.is_open(), inner.core.epoch(), inner.core.base_size()));
+        let start = Moment::start(session.generation);
         let found = if open {
             self.reopen(session, node, region).await
         } else {
             // Compared when it is opened next; until then nobody reads it.
-            Some((Tick(0), epoch, size, true))
+            Some((start, epoch, size, true))
         };
         // It is gone, or cannot be opened: what is dirty is kept, and pushing it will say why.
-        let (at, epoch, size, same) = found.unwrap_or((Tick(0), epoch, size, false));
+        let (at, epoch, size, same) = found.unwrap_or((start, epoch, size, false));
         let mut dropped: Vec<PageRange> = Vec::new();
         let mut zeroed: Vec<ByteRange> = Vec::new();
         let cut = region.update(|inner| {
-            inner.generation = session.generation;
-            inner
-                .core
-                .handle_reattached(at, epoch, size, same, &mut dropped, &mut zeroed);
+            if restarted {
+                // Once more: the run before may have answered a push meanwhile.
+                inner.restore_lost();
+            }
+            inner.generation = at.generation;
+            (inner.core).handle_reattached(at.tick, epoch, size, same, &mut dropped, &mut zeroed);
             inner.zero(&zeroed)
         });
         region.report_cut(cut);
@@ -180,7 +192,7 @@ impl Shared {
         session: &Session,
         node: &Arc<Node>,
         region: &Arc<Region>,
-    ) -> Option<(Tick, crate::region::Epoch, u64, bool)> {
+    ) -> Option<(Moment, crate::region::Epoch, u64, bool)> {
         let writers = region.look(|inner| inner.writers > 0 || inner.core.dirty_pages() > 0);
         let access = if writers { Access::Write } else { Access::Read };
         let request = Request::Read(ReadRequest::Open {
@@ -188,7 +200,7 @@ impl Shared {
             access,
         });
         let reply = super::link::exchange(session, &request).await.ok()?;
-        let (at, answer) = super::link::answer_of(reply).ok()?;
+        let (at, answer) = super::link::answer_of(session, reply).ok()?;
         let Answer::Opened {
             handle,
             attr,

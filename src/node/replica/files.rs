@@ -2,12 +2,13 @@
 
 use super::full::{Storing, is_full};
 use super::lending::{Way, seek_data};
+use super::link::Moment;
 use super::mode::Mode;
 use super::nodes::Node;
 use super::region::{Region, Remote};
 use super::unsynced::Syncing;
 use super::{HandleNo, NodeNo, Replica, Shared, transfer};
-use crate::region::{Epoch, Tick};
+use crate::region::Epoch;
 use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::{
@@ -81,24 +82,29 @@ impl Replica {
             if let Some(opened) = self.open_further(&node, mode).await? {
                 return Ok(opened);
             }
-            let request = self.shared.opening(&node, mode)?;
-            let offered = matches!(request, ReadRequest::OpenAndPull { .. });
-            let (at, answer, rest) = self.shared.link.read_on(request).await?;
-            let Answer::Opened {
-                handle,
-                attr,
-                epoch,
-                learning,
-                xattrs,
-            } = answer
-            else {
-                return Err(Errno::PROTO);
+            let (good, handle, learning, offered, rest) = loop {
+                let request = self.shared.opening(&node, mode)?;
+                let offered = matches!(request, ReadRequest::OpenAndPull { .. });
+                let (at, answer, rest) = self.shared.link.read_on(request).await?;
+                let Answer::Opened {
+                    handle,
+                    attr,
+                    epoch,
+                    learning,
+                    xattrs,
+                } = answer
+                else {
+                    return Err(Errno::PROTO);
+                };
+                let good = self.shared.adopt(&node, &attr, at);
+                if let Some(names) = xattrs {
+                    node.learn_xattrs(&names, at);
+                }
+                let opened = self.opened(&node, handle, &attr, epoch, at, mode).await?;
+                if let Some(handle) = opened {
+                    break (good, handle, learning, offered, rest);
+                }
             };
-            let good = self.shared.adopt(&node, &attr, at);
-            if let Some(names) = xattrs {
-                node.learn_xattrs(&names, at);
-            }
-            let handle = self.opened(&node, handle, &attr, epoch, at, mode).await?;
             let region = self.file(handle)?.region.clone();
             self.shared.learn(&region, learning);
             if offered {
@@ -178,35 +184,36 @@ impl Replica {
         })
     }
 
-    /// The authority has opened a file.
+    /// The authority has opened a file; `None` where that was in an earlier session.
     pub(super) async fn opened(
         &self,
         node: &Arc<Node>,
         handle: HandleId,
         attr: &Attr,
         epoch: Epoch,
-        at: Tick,
+        at: Moment,
         mode: Mode,
-    ) -> Result<HandleNo> {
-        let region = self.shared.region_of(node, attr, epoch, at)?;
+    ) -> Result<Option<HandleNo>> {
+        let Some(region) = self.shared.region_of(node, attr, epoch, at)? else {
+            return Ok(None);
+        };
         let access = mode.access();
-        if let Some(session) = self.shared.link.session_now() {
-            let new = Remote {
-                handle,
-                access,
-                generation: session.generation,
-            };
-            let mut remote = region.remote.lock().await;
-            let old = match &*remote {
-                Some(old) if old.generation == new.generation && old.access >= access => Some(new),
-                _ => remote.replace(new),
-            };
-            drop(remote);
-            if let Some(old) = old {
-                self.shared.close_remote(old);
-            }
+        let new = Remote {
+            handle,
+            access,
+            generation: at.generation,
+        };
+        let of = |remote: &Remote| (remote.generation, remote.access);
+        let mut remote = region.remote.lock().await;
+        let other = match &*remote {
+            Some(there) if of(there) >= of(&new) => Some(new),
+            _ => remote.replace(new),
+        };
+        drop(remote);
+        if let Some(other) = other {
+            self.shared.close_remote(other);
         }
-        Ok(self.open_region(node, region, mode).await)
+        Ok(Some(self.open_region(node, region, mode).await))
     }
 
     pub(super) async fn open_region(
@@ -453,7 +460,7 @@ impl Replica {
         file: &OpenFile,
         access: Access,
         make: impl Fn(HandleId) -> ChangeRequest,
-    ) -> Result<(Tick, Answer)> {
+    ) -> Result<(Moment, Answer)> {
         loop {
             let handle = self.shared.handle_of(&file.region, access).await?;
             match self.shared.link.change(make(handle)).await {
@@ -487,7 +494,7 @@ impl Replica {
             let mut dropped = Vec::new();
             file.region.update(|inner| {
                 if !matches!(mode, Allocate::Extend | Allocate::KeepSize) {
-                    inner.core.handle_invalidate(at, range, &mut dropped);
+                    inner.invalidate(at, range, &mut dropped);
                 }
                 inner.adopt_size(at, attr.size)
             })?;

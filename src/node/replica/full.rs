@@ -6,9 +6,10 @@
 //! ```
 
 use super::inner::Inner;
+use super::link::Moment;
 use super::region::Region;
 use super::{Shared, transfer};
-use crate::region::{Failure, Tick};
+use crate::region::Failure;
 use crate::store::{Errno, Result};
 use crate::units::ByteRange;
 use crate::wire::Access;
@@ -104,7 +105,7 @@ impl Inner {
     fn complete(
         &mut self,
         asked: ByteRange,
-        at: Tick,
+        at: Moment,
         size: u64,
         mut bytes: Vec<u8>,
     ) -> Result<Option<Vec<u8>>> {

@@ -11,10 +11,11 @@
 use super::cache::map::{PUSHES_MAX, PageMap};
 use super::cache::room::Clock;
 use super::lending::Lending;
+use super::link::Moment;
 use super::refused::Refusal;
 use super::region::io_errno;
 use super::unsynced::{SyncId, Unsynced};
-use crate::region::{FlushId, PullId, Push, PushId, Replica, Tick, WaiterId};
+use crate::region::{ComparisonId, FlushId, PullId, Push, PushId, Replica, Tick, WaiterId};
 use crate::store::Result;
 use crate::sys::MappedFile;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange};
@@ -44,7 +45,7 @@ pub(super) struct Inner {
     pub refusal: Option<Refusal>,
     /// What stores of programs touch that wait for something.
     pub storing: Vec<PageRange>,
-    /// Of the session that the core's pushes are meant for.
+    /// Of the session that the core knows of, with its ticks, and that its pushes are meant for.
     pub generation: u64,
     /// Pushed, and not known to survive the authority's machine.
     pub unsynced: Unsynced,
@@ -70,7 +71,7 @@ pub(super) struct Inner {
     /// Pushes under way, as they are recorded.
     pushing: [Option<PushId>; PUSHES_MAX],
     /// When the newest answered push was applied.
-    pushed_at: Tick,
+    pushed_at: Moment,
     pub dirty_counted: u64,
     pub allocated_counted: u64,
 }
@@ -102,7 +103,7 @@ impl Inner {
             putting: false,
             lending: Lending::default(),
             pushing: [None; PUSHES_MAX],
-            pushed_at: Tick(0),
+            pushed_at: Moment::start(generation),
             dirty_counted: 0,
             allocated_counted: 0,
         }
@@ -198,8 +199,8 @@ impl Inner {
         }
     }
 
-    /// The authority has taken a push at this tick, and the file was like that afterwards.
-    pub fn taken(&mut self, at: Tick, stamp: Stamp) {
+    /// The authority has taken a push then, and the file was like that afterwards.
+    pub fn taken(&mut self, at: Moment, stamp: Stamp) {
         if let Some(map) = &mut self.map
             && at > self.pushed_at
         {
@@ -238,14 +239,14 @@ impl Inner {
     pub fn land(
         &mut self,
         pull: PullId,
-        at: Tick,
+        at: Moment,
         range: ByteRange,
         pieces: &[bytes::Bytes],
         wanted: &mut Vec<ByteRange>,
     ) -> Result<()> {
         wanted.clear();
         self.ensure_room(range.end)?;
-        self.core.wanted(pull, at, range, wanted);
+        self.wanted(pull, at, range, wanted);
         self.clock.note(range);
         for &part in wanted.iter() {
             let slices = slices_of(pieces, part.start - range.start, part.len());
@@ -261,16 +262,22 @@ impl Inner {
     pub fn land_zeroes(
         &mut self,
         pull: PullId,
-        at: Tick,
+        at: Moment,
         range: ByteRange,
         wanted: &mut Vec<ByteRange>,
     ) -> Result<()> {
         wanted.clear();
-        self.core.wanted(pull, at, range, wanted);
+        self.wanted(pull, at, range, wanted);
         // Past the copy's end there is nothing but a hole to come.
         (wanted.iter()).try_for_each(|&part| self.punch_bytes(part))?;
         self.landed(wanted);
         Ok(())
+    }
+
+    fn wanted(&self, pull: PullId, at: Moment, range: ByteRange, wanted: &mut Vec<ByteRange>) {
+        if let Some(at) = self.tick(at) {
+            self.core.wanted(pull, at, range, wanted);
+        }
     }
 
     fn landed(&mut self, parts: &[ByteRange]) {
@@ -297,12 +304,33 @@ impl Inner {
         self.pushes > 0 || self.core.dirty_pages() > 0
     }
 
+    /// When on the core's clock; `None` for what another session has told.
+    fn tick(&self, at: Moment) -> Option<Tick> {
+        (at.generation == self.generation).then_some(at.tick)
+    }
+
     /// The authority's size, from an answer made at `at`. What lies past a smaller one reads as zeroes
     /// should the region grow again.
-    pub fn adopt_size(&mut self, at: Tick, size: u64) -> Result<()> {
+    pub fn adopt_size(&mut self, at: Moment, size: u64) -> Result<()> {
+        let Some(at) = self.tick(at) else {
+            return Ok(());
+        };
         let mut zeroed = Vec::new();
         self.core.handle_size(at, size, &mut zeroed);
         self.zero(&zeroed)
+    }
+
+    /// The authority had these bytes at `at`; returns how many pages are present by that.
+    pub fn confirmed(&mut self, comparison: ComparisonId, at: Moment, range: ByteRange) -> u64 {
+        let at = self.tick(at);
+        at.map_or(0, |at| self.core.handle_confirmed(comparison, at, range))
+    }
+
+    /// Somebody else, or a request of this mount's, has changed bytes at `at`.
+    pub fn invalidate(&mut self, at: Moment, range: ByteRange, dropped: &mut Vec<PageRange>) {
+        // What this session tells is newer than what an older one has told of.
+        let at = self.tick(at).unwrap_or_default();
+        self.core.handle_invalidate(at, range, dropped);
     }
 
     /// A sync has ended: whether it speaks for what was pushed before it. Where it failed the authority's store may
@@ -335,7 +363,9 @@ impl Inner {
     }
 
     /// The authority has set the size on this mount's behalf.
-    pub fn resized(&mut self, at: Tick, size: u64, dropped: &mut Vec<PageRange>) -> Result<()> {
+    pub fn resized(&mut self, at: Moment, size: u64, dropped: &mut Vec<PageRange>) -> Result<()> {
+        // What an older session has done came before all that is known of this one.
+        let at = self.tick(at).unwrap_or_default();
         let mut zeroed = Vec::new();
         self.core.handle_resized(at, size, dropped, &mut zeroed);
         self.zero(&zeroed)
@@ -388,4 +418,35 @@ fn slices_of(pieces: &[bytes::Bytes], skip: u64, len: u64) -> Vec<std::io::IoSli
         slices.push(std::io::IoSlice::new(part));
     }
     slices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::{Epoch, ReplicaConfig};
+
+    #[test]
+    fn what_an_older_session_told_is_not_taken_in() {
+        let config = ReplicaConfig {
+            background: false,
+            background_bytes_max: PAGE_BYTES,
+            pull_bytes_max: PAGE_BYTES,
+            read_ahead_bytes_max: 0,
+        };
+        let core = Replica::new(100, Tick(5), Epoch::default(), config);
+        let mut inner = Inner::new(core, MappedFile::in_memory().unwrap(), None, 2);
+        let at = |generation, tick| Moment {
+            generation,
+            tick: Tick(tick),
+        };
+        inner.adopt_size(at(1, 1000), 10).unwrap();
+        assert_eq!(inner.core.size(), 100);
+        inner.adopt_size(at(2, 6), 200).unwrap();
+        assert_eq!(inner.core.size(), 200);
+        // A truncation that was made then leaves the size that is known since.
+        inner.resized(at(1, 1000), 50, &mut Vec::new()).unwrap();
+        assert_eq!(inner.core.size(), 200);
+        inner.resized(at(2, 7), 50, &mut Vec::new()).unwrap();
+        assert_eq!(inner.core.size(), 50);
+    }
 }

@@ -1,7 +1,7 @@
 //! Attaching to the authority, and keeping attached.
 
 use super::clock::Timer;
-use super::link::{Link, LinkEvent, Session};
+use super::link::{Link, LinkEvent, Outgoing, Session};
 use super::revoke::MARGIN;
 use crate::region::Lease;
 use crate::transport::stream::{self, StreamError};
@@ -126,7 +126,7 @@ type EventRead = std::result::Result<Option<AuthorityEvent>, StreamError>;
 pub(super) struct Keeper {
     pub link: Arc<Link>,
     pub events: mpsc::Sender<LinkEvent>,
-    pub outgoing: mpsc::UnboundedReceiver<ReplicaEvent>,
+    pub outgoing: mpsc::UnboundedReceiver<Outgoing>,
     pub timer: Timer,
 }
 
@@ -219,7 +219,8 @@ impl Keeper {
                         lease_was_valid = true;
                     }
                     Some(Ok(Some(event))) => {
-                        if self.events.send(LinkEvent::Event(event)).await.is_err() {
+                        let event = LinkEvent::Event(session.generation, event);
+                        if self.events.send(event).await.is_err() {
                             break "closing".to_string();
                         }
                     }
@@ -227,7 +228,11 @@ impl Keeper {
                     Some(Err(error)) => break error.to_string(),
                 },
                 event = self.outgoing.recv() => {
-                    let Some(event) = event else { break "closing".to_string() };
+                    let Some((of, event)) = event else { break "closing".to_string() };
+                    // It may have been on its way since before an earlier connection broke.
+                    if of.is_some_and(|of| of != session.generation) {
+                        continue;
+                    }
                     let last = event == ReplicaEvent::Goodbye;
                     if let Err(error) = stream::send(&mut send, &event).await {
                         break error.to_string();

@@ -47,8 +47,12 @@ pub(super) enum Job {
     /// See [`Shared::drop_pages`].
     DropPages(Arc<Node>, ByteRange),
     Put(Weak<Region>, ByteRange),
-    /// Everything before this has been done: the authority may be told.
-    Taken(u64),
+    /// Everything before this has been done: the authority may be told, on a session of this generation, that the
+    /// change has been taken in.
+    Taken {
+        generation: u64,
+        change: u64,
+    },
 }
 
 /// A job for the write-back thread.
@@ -137,9 +141,10 @@ impl Worker {
                         shared.drop_now(&node, range);
                     }
                 }
-                Job::Taken(change) => {
+                Job::Taken { generation, change } => {
                     if let Some(shared) = self.shared.upgrade() {
-                        shared.link.send_event(ReplicaEvent::Taken { change });
+                        let taken = ReplicaEvent::Taken { change };
+                        shared.link.send_about(generation, taken);
                     }
                 }
                 Job::Put(region, range) => {

@@ -35,6 +35,23 @@ use tokio::task::JoinHandle;
 /// How long to wait before a request is repeated over the same connection.
 const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A point on the clock of changes. Ticks begin anew with a session that is not resumed: what an older session has
+/// told comes before all that a newer one tells, and must not be kept by who has begun anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment {
+    /// Of the session, see [`Session`].
+    pub generation: u64,
+    pub tick: Tick,
+}
+
+impl Moment {
+    /// Before all that a session tells.
+    pub fn start(generation: u64) -> Moment {
+        let tick = Tick(0);
+        Moment { generation, tick }
+    }
+}
+
 /// A connection on which this replica was let in.
 #[derive(Clone)]
 pub(super) struct Session {
@@ -46,13 +63,27 @@ pub(super) struct Session {
     pub number: u64,
 }
 
+impl Session {
+    /// When on its clock.
+    pub fn moment(&self, tick: Tick) -> Moment {
+        Moment {
+            generation: self.generation,
+            tick,
+        }
+    }
+}
+
+/// What is to be told to the authority of its own accord, and on sessions of which generation only, if it means
+/// nothing on others.
+pub(super) type Outgoing = (Option<u64>, ReplicaEvent);
+
 /// What the owner of a link is told, in order.
 pub(super) enum LinkEvent {
     /// A connection is up whose session was not resumed: check everything. Answer when that is done; only
     /// then do requests go out again.
     Reattached(Session, oneshot::Sender<()>),
-    /// Something is stale; to be answered by [`Link::send_event`].
-    Event(AuthorityEvent),
+    /// A session of this generation tells that something is stale; to be answered by [`Link::send_about`].
+    Event(u64, AuthorityEvent),
     /// The lease has run out: the kernel's copies are to be dropped.
     LeaseLost,
     /// The link is up again.
@@ -83,7 +114,7 @@ pub(super) struct Link {
     adrift: AtomicBool,
     pub clock: Clock,
     changes: Mutex<Changes>,
-    outgoing: mpsc::UnboundedSender<ReplicaEvent>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
     pub closing: AtomicBool,
     /// A request has waited in vain for as long as `--soft` allows, and nothing was heard since: the next need not
     /// wait as long again.
@@ -285,17 +316,22 @@ impl Link {
     /// Sends an event on the control stream, in order; lost if the connection breaks, which is right for
     /// all there are.
     pub fn send_event(&self, event: ReplicaEvent) {
-        let _ = self.outgoing.send(event);
+        let _ = self.outgoing.send((None, event));
+    }
+
+    /// As [`Link::send_event`], of what a session of this generation has told: it is not sent on one of another.
+    pub fn send_about(&self, generation: u64, event: ReplicaEvent) {
+        let _ = self.outgoing.send((Some(generation), event));
     }
 
     /// One request that changes nothing, repeated until it is answered.
-    pub async fn read(&self, request: ReadRequest) -> Result<(Tick, Answer)> {
+    pub async fn read(&self, request: ReadRequest) -> Result<(Moment, Answer)> {
         let (at, answer) = self.read_at_tick(request).await?;
         Ok((at, answer?))
     }
 
     /// As [`Link::read`], with the tick of the answer also where it is an errno.
-    pub async fn read_at_tick(&self, request: ReadRequest) -> Result<(Tick, Result<Answer>)> {
+    pub async fn read_at_tick(&self, request: ReadRequest) -> Result<(Moment, Result<Answer>)> {
         let request = Request::Read(request);
         let (at, answer, (_, mut stream)) = self.repeat(|| request.clone()).await?;
         stream::take_end(&mut stream);
@@ -306,14 +342,14 @@ impl Link {
     pub async fn read_on(
         &self,
         request: ReadRequest,
-    ) -> Result<(Tick, Answer, (Session, quinn::RecvStream))> {
+    ) -> Result<(Moment, Answer, (Session, quinn::RecvStream))> {
         let request = Request::Read(request);
         let (at, answer, rest) = self.repeat(|| request.clone()).await?;
         Ok((at, answer?, rest))
     }
 
     /// One request that changes something.
-    pub async fn change(&self, request: ChangeRequest) -> Result<(Tick, Answer)> {
+    pub async fn change(&self, request: ChangeRequest) -> Result<(Moment, Answer)> {
         given_up::check()?;
         let number = self.number_change();
         let make = || Request::Change(number.sequence(), request.clone());
@@ -325,7 +361,7 @@ impl Link {
     async fn repeat(
         &self,
         make: impl Fn() -> Request,
-    ) -> Result<(Tick, Result<Answer>, (Session, quinn::RecvStream))> {
+    ) -> Result<(Moment, Result<Answer>, (Session, quinn::RecvStream))> {
         let _waiting = Waiting::new(&self.waiting);
         let mut session = given_up::or_given_up(self.session()).await?;
         loop {
@@ -333,7 +369,7 @@ impl Link {
                 Ok((reply, stream)) => {
                     self.silent.store(false, Ordering::Relaxed);
                     let answer = reply.result.map_err(errno_of);
-                    return Ok((reply.at, answer, (session, stream)));
+                    return Ok((session.moment(reply.at), answer, (session, stream)));
                 }
                 Err(error) => session = self.recover(&session, error).await?,
             }
@@ -473,12 +509,10 @@ pub(super) async fn receive_reply(
     }
 }
 
-/// The answer in a reply; an errno that is none counts as `EIO`.
-pub(super) fn answer_of(reply: Reply) -> Result<(Tick, Answer)> {
-    reply
-        .result
-        .map(|answer| (reply.at, answer))
-        .map_err(errno_of)
+/// The answer in a reply that a session has brought; an errno that is none counts as `EIO`.
+pub(super) fn answer_of(session: &Session, reply: Reply) -> Result<(Moment, Answer)> {
+    let at = session.moment(reply.at);
+    reply.result.map(|answer| (at, answer)).map_err(errno_of)
 }
 
 /// An errno from the wire: anything that cannot be one counts as `EIO`.

@@ -3,9 +3,9 @@
 //! A listing comes in answers of some hundreds of entries; while one is being handed on, the next is on its way. A
 //! whole listing is kept beside the names it told of, and forgotten with any of them: the next one is taken from there.
 
+use super::link::Moment;
 use super::nodes::Node;
 use super::{DirItem, Entry, HandleNo, NodeNo, ROOT, Replica, Shared};
-use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::wire::{self, Answer, Attr, DirEntry, Name, ReadRequest};
 use std::ffi::OsString;
@@ -48,14 +48,14 @@ enum Next {
 }
 
 /// Some entries, and as of when.
-type Entries = (Tick, Vec<DirEntry>);
+type Entries = (Moment, Vec<DirEntry>);
 
 impl Shared {
     /// Takes in what the authority has listed of the root when it let this mount in.
-    pub(super) fn take_in(&self, listing: &wire::Listing) {
+    pub(super) fn take_in(&self, listing: &wire::Listing, at: Moment) {
         if let Ok(root) = self.nodes.get(ROOT) {
             for entry in &listing.entries {
-                self.listed(&root, &entry.name, &entry.attr, listing.at);
+                self.listed(&root, &entry.name, &entry.attr, at);
             }
         }
     }

@@ -170,7 +170,7 @@ impl Replica {
                 .wait_for_lock(&session, request, (handle, asked), &mut stop)
                 .await;
             let answer = match outcome {
-                Ok(Some(reply)) => link::answer_of(reply).map(|(_, answer)| answer),
+                Ok(Some(reply)) => link::answer_of(&session, reply).map(|(_, answer)| answer),
                 Ok(None) => return Err(Errno::INTR),
                 Err(error) => {
                     let again = self.shared.link.recover(&session, error);
@@ -235,8 +235,7 @@ impl Replica {
                 let generation = session.map(|session| session.generation);
                 let noted = shared.locks.change(&file.node, |of_node| {
                     // What is noted after that was looked through would not be claimed again.
-                    let current = shared.generation.load(Ordering::Acquire);
-                    if generation != Some(current) {
+                    if generation != Some(shared.era().generation) {
                         return false;
                     }
                     let held = of_node.owners.entry(asked.key).or_default();
@@ -486,7 +485,7 @@ impl Shared {
         };
         let reply = link::exchange(session, &Request::Read(request)).await;
         let reply = reply.map_err(|_| Errno::IO)?;
-        link::answer_of(reply).map(drop)
+        link::answer_of(session, reply).map(drop)
     }
 }
 

@@ -65,11 +65,11 @@ pub use lending::Backing;
 pub use locks::LockAsked;
 pub use status::{LinkState, RegionStatus, Status};
 
-use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::transport::Route;
 use crate::units::ByteRange;
 use crate::wire::{Attr, Caller, Capabilities, RelPath};
+use link::Moment;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -196,6 +196,23 @@ pub trait KernelCache: Send + Sync + 'static {
     fn write_back(&self, node: NodeNo, path: &RelPath);
 }
 
+/// Of which session what is known is.
+#[derive(Clone, Copy)]
+struct Era {
+    generation: u64,
+    /// Names the run of the authority.
+    boot: u64,
+}
+
+impl Era {
+    fn of(session: &link::Session) -> Era {
+        Era {
+            generation: session.generation,
+            boot: session.welcome.boot,
+        }
+    }
+}
+
 /// A replica.
 pub struct Replica {
     shared: Arc<Shared>,
@@ -218,10 +235,8 @@ pub(crate) struct Shared {
     capabilities: Capabilities,
     server_user: Caller,
     server_read_only: bool,
-    /// Which run of the authority there was last.
-    boot: AtomicU64,
-    /// The generation of the session there is, or was last.
-    generation: AtomicU64,
+    /// The session there is, or was last.
+    era: Mutex<Era>,
     /// Dirty bytes of all regions.
     dirty_bytes: watch::Sender<u64>,
     /// Told of each push that is refused.
@@ -268,9 +283,9 @@ impl Replica {
     ) -> std::result::Result<Arc<Replica>, String> {
         let (link, session, events) = link::Link::connect(route.into(), &options).await?;
         let root = &session.welcome.root;
-        let nodes = nodes::Nodes::new(root);
+        let nodes = nodes::Nodes::new(root, session.generation);
         if let Ok(node) = nodes.get(ROOT) {
-            node.adopt(root, Tick(0));
+            node.adopt(root, Moment::start(session.generation));
         }
         let interval = options.push_interval;
         let cache = cache::open(&link, root, &options).await;
@@ -289,8 +304,7 @@ impl Replica {
             capabilities: session.welcome.capabilities,
             server_user: session.welcome.server,
             server_read_only: session.welcome.read_only,
-            boot: AtomicU64::new(session.welcome.boot),
-            generation: AtomicU64::new(session.generation),
+            era: Mutex::new(Era::of(&session)),
             dirty_bytes: watch::Sender::new(0),
             refusals: watch::Sender::new(()),
             cache,
@@ -318,7 +332,7 @@ impl Replica {
         }
         shared.look_through_cache();
         if let Some(listing) = &session.welcome.listing {
-            shared.take_in(listing);
+            shared.take_in(listing, session.moment(listing.at));
         }
         let replica = Arc::new(Replica { shared });
         replica.recover().await;
@@ -399,6 +413,10 @@ impl Replica {
 }
 
 impl Shared {
+    fn era(&self) -> Era {
+        *self.era.lock()
+    }
+
     fn new_handle(&self) -> HandleNo {
         HandleNo(self.next_handle.fetch_add(1, Ordering::Relaxed))
     }
@@ -429,14 +447,17 @@ impl Shared {
 
     /// Nodes are not known any more: the authority need not tell of their changes.
     fn forgotten(&self, nodes: &[Arc<nodes::Node>]) {
+        let generation = self.era().generation;
         for batch in nodes.chunks(FORGET_BATCH) {
-            let batch = batch.iter().map(|node| {
+            let batch = batch.iter().filter_map(|node| {
                 // The region refers to its node, and the other way round.
                 node.region.lock().take();
-                (node.id, Tick(node.seen.load(Ordering::Relaxed)))
+                let seen = node.seen();
+                // What an older session has told, this one tells no changes of.
+                (seen.generation == generation).then_some((node.id, seen.tick))
             });
-            self.link
-                .send_event(crate::wire::ReplicaEvent::Forget(batch.collect()));
+            let forget = crate::wire::ReplicaEvent::Forget(batch.collect());
+            self.link.send_about(generation, forget);
         }
         if !nodes.is_empty() {
             let mut regions = self.regions.lock();

@@ -1,24 +1,30 @@
 //! Names: looking up, making, linking, renaming, removing.
 
 use super::kernel::Job;
+use super::link::Moment;
 use super::mode::Mode;
 use super::nodes::{Cached, Node};
 use super::{Entry, HandleNo, NodeNo, Replica, Shared};
-use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::wire::{Answer, Attr, Caller, ChangeRequest, Make, Name, ReadRequest, RenameMode};
 use std::sync::Arc;
 
 impl Shared {
     /// The authority says that `name` in `dir` is the node `attr` is of.
-    pub(super) fn listed(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Arc<Node> {
+    pub(super) fn listed(
+        &self,
+        dir: &Arc<Node>,
+        name: &Name,
+        attr: &Attr,
+        at: Moment,
+    ) -> Arc<Node> {
         let node = self.nodes.know(attr, dir, name);
         self.learn_name(dir, name, Some(node.no), at);
         self.adopt(&node, attr, at);
         node
     }
 
-    fn learn_name(&self, dir: &Node, name: &Name, node: Option<NodeNo>, at: Tick) {
+    fn learn_name(&self, dir: &Node, name: &Name, node: Option<NodeNo>, at: Moment) {
         if !dir.learn_name(name, node, at) {
             self.queue(Job::DropNames);
         }
@@ -68,7 +74,7 @@ impl Replica {
     }
 
     /// Takes in that `name` in `dir` is the node `attr` is of; refers to it.
-    fn found(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Tick) -> Entry {
+    fn found(&self, dir: &Arc<Node>, name: &Name, attr: &Attr, at: Moment) -> Entry {
         let node = self.shared.listed(dir, name, attr, at);
         self.refer(&node, attr)
     }
@@ -167,7 +173,12 @@ impl Replica {
                     if let Some(names) = xattrs {
                         node.learn_xattrs(&names, at);
                     }
-                    let handle = self.opened(&node, handle, &attr, epoch, at, opened).await?;
+                    let there = self.opened(&node, handle, &attr, epoch, at, opened).await?;
+                    let handle = match there {
+                        Some(handle) => handle,
+                        // It went with its session; that the file was made did not.
+                        None => self.open(node.no, opened.read, true).await?.0,
+                    };
                     Ok((entry, handle))
                 }
                 _ => Err(Errno::PROTO),
@@ -303,7 +314,7 @@ impl Replica {
         dir: &Arc<Node>,
         names: &[&Name],
         request: ChangeRequest,
-    ) -> Result<(Tick, Answer)> {
+    ) -> Result<(Moment, Answer)> {
         if self.is_read_only() {
             return Err(Errno::ROFS);
         }

@@ -2,12 +2,13 @@
 //!
 //! A node is known while the kernel holds references to it, while it is open, and for a while after it was
 //! listed. What is cached of it (attributes, names in a directory) holds until the authority says otherwise:
-//! `stale_until` is the tick of the newest invalidation, and an answer from before that is used once, for
-//! whoever asked, but not kept.
+//! `stale_until` is when the newest invalidation was made, and an answer from before that is used once, for
+//! whoever asked, but not kept. When a session begins that knows nothing of this replica, all that was told before
+//! is before that.
 
+use super::link::Moment;
 use super::region::Region;
 use super::{NodeNo, ROOT};
-use crate::region::Tick;
 use crate::store::{Errno, Result};
 use crate::wire::{Attr, FileId, Kind, Name, RelPath, Stamp, Time};
 use parking_lot::{Mutex, RwLock};
@@ -31,8 +32,6 @@ pub(super) struct Node {
     pub kind: Kind,
     /// References the kernel holds. Raised under the table's read lock, lowered under its write lock.
     pub lookups: AtomicU64,
-    /// Newest tick seen in any answer about it: see [`Node::saw`].
-    pub seen: AtomicU64,
     pub state: Mutex<NodeState>,
     /// Times that pages are still to be dropped from the kernel's cache.
     pub drops: AtomicU32,
@@ -49,11 +48,13 @@ pub(super) type WholeListing = Arc<[(Name, NodeNo)]>;
 pub(super) struct NodeState {
     /// Directory and name under which it was last seen; `None` for the root and for what lost its name.
     pub place: Option<(Arc<Node>, Name)>,
-    attr: Option<(Attr, Tick)>,
-    stale_until: Tick,
+    attr: Option<(Attr, Moment)>,
+    stale_until: Moment,
+    /// The newest answer about it: see [`crate::wire::ReplicaEvent::Forget`].
+    seen: Moment,
     /// Names of the extended attributes, each followed by NUL, and as of when. Kept as long as the attributes
     /// are: the kernel asks for one before each write, programs for some with each listing.
-    xattrs: Option<(Vec<u8>, Tick)>,
+    xattrs: Option<(Vec<u8>, Moment)>,
     /// Of a directory: names known to be there, or not.
     names: HashMap<Name, Option<NodeNo>>,
     /// All of those there are, in order, if they are known.
@@ -63,7 +64,7 @@ pub(super) struct NodeState {
     /// What the content was like when the copy was last known to be good.
     pub content: Option<Content>,
     /// As of when that was told; `None` if on the clock of an earlier session.
-    content_at: Option<Tick>,
+    content_at: Option<Moment>,
 }
 
 /// As [`Stamp`], but the time of last change is left out where this replica, or an announced change of
@@ -118,19 +119,26 @@ pub(super) enum Cached {
 }
 
 impl Node {
-    fn new(no: NodeNo, id: FileId, kind: Kind, place: Option<(Arc<Node>, Name)>) -> Arc<Node> {
+    /// Nothing is cached of it; what was told before `stale_until` will not be.
+    fn new(
+        no: NodeNo,
+        id: FileId,
+        kind: Kind,
+        place: Option<(Arc<Node>, Name)>,
+        stale_until: Moment,
+    ) -> Arc<Node> {
         Arc::new(Node {
             no,
             id,
             kind,
             lookups: AtomicU64::new(0),
-            seen: AtomicU64::new(0),
             drops: AtomicU32::new(0),
             last_drop_ns: AtomicU64::new(0),
             state: Mutex::new(NodeState {
                 place,
                 attr: None,
-                stale_until: Tick(0),
+                stale_until,
+                seen: Moment::start(stale_until.generation),
                 xattrs: None,
                 names: HashMap::new(),
                 listing: None,
@@ -190,15 +198,16 @@ impl Node {
     /// An answer about it was made at `at`. To be said of each answer with which the authority subscribes this replica: it
     /// would keep the subscription when the node is forgotten, for an answer that might be on its way
     /// ([`crate::wire::ReplicaEvent::Forget`]).
-    pub fn saw(&self, at: Tick) {
-        self.seen.fetch_max(at.0, Ordering::Relaxed);
+    pub fn saw(&self, at: Moment) {
+        let mut state = self.state.lock();
+        state.seen = state.seen.max(at);
     }
 
     /// Takes in attributes from an answer made at `at`. Returns false if content was cached that these
     /// attributes show to have changed unannounced: the copy is to be dropped.
-    pub fn adopt(&self, attr: &Attr, at: Tick) -> bool {
-        self.saw(at);
+    pub fn adopt(&self, attr: &Attr, at: Moment) -> bool {
         let mut state = self.state.lock();
+        state.seen = state.seen.max(at);
         if at < state.stale_until || state.attr.is_some_and(|(_, known)| at < known) {
             return true;
         }
@@ -215,9 +224,9 @@ impl Node {
     }
 
     /// As [`Node::adopt`], for the answer to a change of this replica's own.
-    pub fn adopt_own(&self, attr: &Attr, at: Tick) {
-        self.saw(at);
+    pub fn adopt_own(&self, attr: &Attr, at: Moment) {
         let mut state = self.state.lock();
+        state.seen = state.seen.max(at);
         if at >= state.stale_until && state.attr.is_none_or(|(_, known)| known <= at) {
             state.attr = Some((*attr, at));
             state.content = Some(Content::of(attr.stamp()));
@@ -226,7 +235,7 @@ impl Node {
     }
 
     /// What the content was like when the copy was last known to be good, and as of when.
-    pub fn content(&self) -> Option<(Stamp, Tick)> {
+    pub fn content(&self) -> Option<(Stamp, Moment)> {
         let state = self.state.lock();
         let Content { size, mtime, ctime } = state.content?;
         let stamp = Stamp {
@@ -248,7 +257,7 @@ impl Node {
     }
 
     /// The authority says that attributes, names, or also bytes changed at `at`.
-    pub fn invalidate(&self, at: Tick, bytes: bool) {
+    pub fn invalidate(&self, at: Moment, bytes: bool) {
         let mut state = self.state.lock();
         state.stale_until = state.stale_until.max(at);
         if state.attr.is_some_and(|(_, known)| known < at) {
@@ -266,17 +275,22 @@ impl Node {
         }
     }
 
-    /// Everything cached has to be asked for again, and ticks begin anew.
-    pub fn reset(&self) {
+    /// Everything cached has to be asked for again, in a session of this generation.
+    fn reset(&self, generation: u64) {
         let mut state = self.state.lock();
         state.attr = None;
         state.xattrs = None;
-        state.stale_until = Tick(0);
+        state.stale_until = Moment::start(generation);
+        state.seen = Moment::start(generation);
         // What was announced was taken in, but not what it was like then: what has changed since would not show.
         state.content.get_or_insert(Content::UNKNOWN);
         state.content_at = None;
         state.forget_names();
-        self.seen.store(0, Ordering::Relaxed);
+    }
+
+    /// The newest answer about it.
+    pub fn seen(&self) -> Moment {
+        self.state.lock().seen
     }
 
     /// What `look` finds in the names of the extended attributes, if they are cached.
@@ -286,9 +300,9 @@ impl Node {
     }
 
     /// Remembers the names of the extended attributes, from an answer made at `at`.
-    pub fn learn_xattrs(&self, names: &[u8], at: Tick) {
-        self.saw(at);
+    pub fn learn_xattrs(&self, names: &[u8], at: Moment) {
         let mut state = self.state.lock();
+        state.seen = state.seen.max(at);
         if at >= state.stale_until && names.len() <= XATTR_NAMES_BYTES_MAX {
             state.xattrs = Some((names.to_vec(), at));
         }
@@ -301,9 +315,9 @@ impl Node {
 
     /// Remembers what a name stands for, from an answer made at `at`. False if it stood for something else and
     /// nobody has said so: the kernel may still think that.
-    pub fn learn_name(&self, name: &Name, node: Option<NodeNo>, at: Tick) -> bool {
-        self.saw(at);
+    pub fn learn_name(&self, name: &Name, node: Option<NodeNo>, at: Moment) -> bool {
         let mut state = self.state.lock();
+        state.seen = state.seen.max(at);
         if at < state.stale_until {
             return true;
         }
@@ -362,7 +376,7 @@ impl Node {
     }
 
     /// The newest change of it that was announced.
-    pub fn stale_until(&self) -> Tick {
+    pub fn stale_until(&self) -> Moment {
         self.state.lock().stale_until
     }
 
@@ -387,8 +401,8 @@ impl Node {
 /// All nodes a replica knows.
 pub(super) struct Nodes {
     table: RwLock<Table>,
-    /// The newest change of a node that was not known.
-    unknown_until: AtomicU64,
+    /// The newest change of a node that was not known. Locked within the table.
+    unknown_until: Mutex<Moment>,
 }
 
 struct Table {
@@ -400,12 +414,13 @@ struct Table {
 }
 
 impl Nodes {
-    /// The root and nothing else.
-    pub fn new(root: &Attr) -> Nodes {
-        let node = Node::new(ROOT, root.id, root.kind, None);
+    /// The root and nothing else, in a session of this generation.
+    pub fn new(root: &Attr, generation: u64) -> Nodes {
+        let start = Moment::start(generation);
+        let node = Node::new(ROOT, root.id, root.kind, None, start);
         node.lookups.store(1, Ordering::Relaxed);
         Nodes {
-            unknown_until: AtomicU64::new(0),
+            unknown_until: Mutex::new(start),
             table: RwLock::new(Table {
                 by_no: HashMap::from([(ROOT, node)]),
                 by_id: HashMap::from([(root.id, ROOT)]),
@@ -427,21 +442,25 @@ impl Nodes {
 
     /// The node with this identity of which the authority says that it changed at `at`. Where it is not known, an
     /// older answer that makes it known may be on its way: what that says is not kept.
-    pub fn changed(&self, id: FileId, at: Tick) -> Option<Arc<Node>> {
+    pub fn changed(&self, id: FileId, at: Moment) -> Option<Arc<Node>> {
         let table = self.table.read();
         let no = table.by_id.get(&id);
         if no.is_none() {
-            self.unknown_until.fetch_max(at.0, Ordering::Relaxed);
+            let mut unknown_until = self.unknown_until.lock();
+            *unknown_until = at.max(*unknown_until);
         }
         no.and_then(|no| table.by_no.get(no)).cloned()
     }
 
-    /// Ticks begin anew.
-    pub fn reset(&self) {
-        self.unknown_until.store(0, Ordering::Relaxed);
-        for node in self.all() {
-            node.reset();
-        }
+    /// A session of this generation begins: nothing is kept that another one has told. Returns all nodes there are.
+    pub fn reset(&self, generation: u64) -> Vec<Arc<Node>> {
+        let table = self.table.write();
+        *self.unknown_until.lock() = Moment::start(generation);
+        // Those that are made known from here on are of this session.
+        let nodes: Vec<_> = table.by_no.values().cloned().collect();
+        drop(table);
+        nodes.iter().for_each(|node| node.reset(generation));
+        nodes
     }
 
     /// The node with this identity, if it is known.
@@ -487,8 +506,8 @@ impl Nodes {
         } else {
             wanted
         };
-        let node = Node::new(no, attr.id, attr.kind, Some((dir.clone(), name.clone())));
-        node.state.lock().stale_until = Tick(self.unknown_until.load(Ordering::Relaxed));
+        let place = Some((dir.clone(), name.clone()));
+        let node = Node::new(no, attr.id, attr.kind, place, *self.unknown_until.lock());
         table.by_no.insert(no, node.clone());
         table.by_id.insert(attr.id, no);
         node
@@ -572,3 +591,6 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@
 
 use super::inner::Inner;
 use super::learn::Touches;
+use super::link::Moment;
 use super::nodes::Node;
 use super::refused::Refusal;
 use super::{Shared, compare, transfer};
@@ -295,7 +296,7 @@ impl Region {
     pub fn push_ended(
         self: &Arc<Self>,
         push: &Push,
-        outcome: std::result::Result<crate::region::Tick, Failure>,
+        outcome: std::result::Result<Moment, Failure>,
     ) {
         let (mut dropped, mut zeroed) = (Vec::new(), Vec::new());
         let cut = self.update(|inner| {
@@ -307,9 +308,10 @@ impl Region {
                     for extent in &push.extents {
                         inner.unsynced.pushed(extent.pages_touched());
                     }
+                    // One of an older session has failed for the core, and is none any more.
                     inner
                         .core
-                        .handle_pushed(push.id, at, &mut dropped, &mut zeroed);
+                        .handle_pushed(push.id, at.tick, &mut dropped, &mut zeroed);
                 }
                 Err(failure) => {
                     inner.core.handle_push_failed(push.id, failure);

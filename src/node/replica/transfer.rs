@@ -1,9 +1,9 @@
 //! Pull and push tasks: one request each, run until the authority has answered it.
 
-use super::link::{self, Session};
+use super::link::{self, Moment, Session};
 use super::region::{Region, Remote};
 use super::{Shared, kernel};
-use crate::region::{Failure, Pull, Push, Tick};
+use crate::region::{Failure, Pull, Push};
 use crate::store::{Errno, Result};
 use crate::transport::stream::{self, Frame, StreamError};
 use crate::units::{ByteRange, PAGE_BYTES};
@@ -58,7 +58,7 @@ pub(super) async fn take_offered(
     let Some(shared) = region.shared.upgrade() else {
         return;
     };
-    let pulled = receive_pull(&shared, &region, &mut stream, pull).await;
+    let pulled = receive_pull(&shared, &region, &session, &mut stream, pull).await;
     let outcome = outcome_of(&shared, &session, pulled).await;
     pull_ended(&shared, &region, pull, outcome);
 }
@@ -117,17 +117,18 @@ async fn pull_over(
     let (mut send, mut receive) = link::open(session).await?;
     stream::send(&mut send, &request).await?;
     let _ = send.finish();
-    receive_pull(shared, region, &mut receive, pull).await
+    receive_pull(shared, region, session, &mut receive, pull).await
 }
 
 /// Takes in the reply to a pull and its frames.
 async fn receive_pull(
     shared: &Arc<Shared>,
     region: &Arc<Region>,
+    session: &Session,
     receive: &mut quinn::RecvStream,
     pull: Pull,
 ) -> std::result::Result<(), Broken> {
-    let (at, answer) = link::answer_of(link::receive_reply(receive).await?)?;
+    let (at, answer) = link::answer_of(session, link::receive_reply(receive).await?)?;
     let Answer::Pulled { size, zero_until } = answer else {
         return Err(StreamError::Protocol("no pull in the answer to a pull".into()).into());
     };
@@ -168,7 +169,7 @@ struct Landing<'a> {
     shared: &'a Shared,
     region: &'a Arc<Region>,
     pull: Pull,
-    at: Tick,
+    at: Moment,
     /// Where `pieces` begin.
     next: u64,
     /// The beginning of a page whose rest has not arrived.
@@ -299,13 +300,12 @@ async fn push_until_answered(
     region: &Arc<Region>,
     push: &Push,
     generation: u64,
-) -> Result<Option<(Tick, Attr)>> {
+) -> Result<Option<(Moment, Attr)>> {
     let link = &shared.link;
     let number = link.number_change();
     let mut session = link.session().await?;
     loop {
         if session.generation != generation {
-            region.update(|inner| inner.generation = session.generation);
             return Ok(None);
         }
         let handle = match remote(shared, region, &session, Access::Write).await {
@@ -339,7 +339,7 @@ async fn push_over(
     session: &Session,
     push: &Push,
     request: &Request,
-) -> std::result::Result<(Tick, Answer), Broken> {
+) -> std::result::Result<(Moment, Answer), Broken> {
     let (mut send, mut receive) = link::open(session).await?;
     match send_push(shared, region, &mut send, push, request).await {
         // Answered before all of it was sent: the reply tells why.
@@ -348,7 +348,7 @@ async fn push_over(
     }
     let reply = link::receive_reply(&mut receive).await?;
     stream::take_end(&mut receive);
-    Ok(link::answer_of(reply)?)
+    Ok(link::answer_of(session, reply)?)
 }
 
 async fn send_push(
@@ -394,12 +394,12 @@ pub(super) async fn read_there(shared: &Shared, node: Node, range: ByteRange) ->
     closed.and(bytes.map(|(_, _, bytes)| bytes))
 }
 
-/// Bytes of an open file, to its end; with the tick of the answer, and the size then.
+/// Bytes of an open file, to its end; with when that was, and the size then.
 pub(super) async fn read_open(
     session: &Session,
     handle: HandleId,
     range: ByteRange,
-) -> std::result::Result<(Tick, u64, Vec<u8>), Broken> {
+) -> std::result::Result<(Moment, u64, Vec<u8>), Broken> {
     let mut bytes = Vec::new();
     let request = Request::Read(ReadRequest::Pull {
         handle,
@@ -411,7 +411,8 @@ pub(super) async fn read_open(
     let (mut send, mut receive) = link::open(session).await?;
     stream::send(&mut send, &request).await?;
     let _ = send.finish();
-    let (at, answer) = link::answer_of(link::receive_reply(&mut receive).await?)?;
+    let reply = link::receive_reply(&mut receive).await?;
+    let (at, answer) = link::answer_of(session, reply)?;
     let Answer::Pulled { size, .. } = answer else {
         return Err(Errno::PROTO.into());
     };
@@ -448,7 +449,7 @@ pub(super) async fn remote(
         access,
     };
     let reply = link::exchange(session, &Request::Read(request)).await?;
-    let (at, answer) = link::answer_of(reply)?;
+    let (at, answer) = link::answer_of(session, reply)?;
     region.node.saw(at);
     let Answer::Opened { handle, .. } = answer else {
         return Err(StreamError::Protocol("no handle in the answer to open".into()).into());

@@ -111,7 +111,7 @@ async fn change(replica: &Replica, node: NodeNo) {
 async fn what_replicas_have_forgotten() {
     let world = World::new();
     let (a, b) = (world.replica().await, world.replica().await);
-    let (file, handle) = (a.create(ROOT, &name("file"), 0o600, true, ME).await).unwrap();
+    let (file, handle) = (a.create(ROOT, &name("file"), 0o600, true, true, ME).await).unwrap();
     a.close(handle);
     change(&a, file.node).await;
     let seen = b.lookup(ROOT, &name("file")).await.unwrap();
@@ -134,7 +134,7 @@ async fn what_replicas_have_forgotten() {
 async fn what_a_replica_never_knew() {
     let world = World::new();
     let (a, b) = (world.replica().await, world.replica().await);
-    let (file, handle) = (a.create(ROOT, &name("file"), 0o600, true, ME).await).unwrap();
+    let (file, handle) = (a.create(ROOT, &name("file"), 0o600, true, true, ME).await).unwrap();
     a.close(handle);
     // As for an answer that is read again, and tells of another node then.
     let clients = world.service.sessions.clients();
@@ -156,7 +156,7 @@ async fn what_is_no_more() {
     let a = world.replica().await;
     let mut gone = HashSet::new();
     let make = async |text: &str| {
-        let created = a.create(ROOT, &name(text), 0o600, true, ME).await;
+        let created = a.create(ROOT, &name(text), 0o600, true, true, ME).await;
         let (file, handle) = created.unwrap();
         let written = a.write(handle, 0, b"bytes", false);
         written.await.unwrap();

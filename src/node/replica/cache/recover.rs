@@ -23,7 +23,6 @@ use crate::store::{Errno, Result};
 use crate::units::{PAGE_BYTES, PageRange};
 use crate::wire::{Answer, FileId, Node, ReadRequest, RelPath};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Pages compared of each push that was under way.
 const COMPARED_PAGES: u64 = 64;
@@ -165,7 +164,7 @@ impl Replica {
 
     /// Whether nobody but the earlier mount has changed the file since its copy was good. `ESTALE`.
     async fn was_alone(&self, id: FileId, path: &RelPath, base: &Base) -> Result<()> {
-        if self.shared.boot.load(Ordering::Relaxed) != base.boot {
+        if self.shared.era().boot != base.boot {
             return Err(Errno::STALE);
         }
         let node = Node {

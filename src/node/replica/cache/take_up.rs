@@ -20,18 +20,17 @@
 
 use super::map::{Base, PageMap};
 use super::{Cache, FILE_BYTES_MAX, seconds_now};
-use crate::node::replica::Shared;
 use crate::node::replica::full::is_full;
 use crate::node::replica::inner::Inner;
 use crate::node::replica::nodes::Node;
 use crate::node::replica::region::{Region, io_errno};
+use crate::node::replica::{Era, Shared};
 use crate::region::{Epoch, PageSet, Replica, Tick};
 use crate::store::{Errno, Result};
 use crate::sys::MappedFile;
 use crate::units::{ByteRange, PAGE_BYTES, PageRange, pages_for};
-use crate::wire::Attr;
+use crate::wire::{Attr, Stamp};
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -70,11 +69,11 @@ impl Shared {
         &self,
         node: &Node,
         attr: &Attr,
-        at: Tick,
+        (era, at): (Era, Tick),
         mut core: Replica,
     ) -> Result<Inner> {
-        let generation = self.generation.load(Ordering::Relaxed);
-        let base = self.base_of(attr, core.epoch(), at);
+        let generation = era.generation;
+        let base = self.base_of(attr.stamp(), core.epoch(), era.boot, at);
         let kept = match &self.cache {
             Some(cache) if attr.size <= FILE_BYTES_MAX => self.keep(cache, node, &base),
             _ => None,
@@ -172,11 +171,11 @@ impl Shared {
         self.options.read_only || self.server_read_only
     }
 
-    fn base_of(&self, attr: &Attr, epoch: Epoch, at: Tick) -> Base {
+    fn base_of(&self, stamp: Stamp, epoch: Epoch, boot: u64, at: Tick) -> Base {
         Base {
-            stamp: attr.stamp(),
+            stamp,
             epoch,
-            boot: self.boot.load(Ordering::Relaxed),
+            boot,
             at,
             client: self.link.client,
         }
@@ -193,7 +192,7 @@ impl Shared {
         {
             return Some(recording.renewal);
         }
-        let boot = self.boot.load(Ordering::Relaxed);
+        let era = self.era();
         let mut bases = Vec::new();
         for region in self.regions() {
             let Some((stamp, at)) = region.node.content() else {
@@ -201,14 +200,12 @@ impl Shared {
             };
             let base = region.look(|inner| {
                 let known = inner.map.as_ref()?.base()?;
-                let base = Base {
-                    stamp,
-                    epoch: inner.core.epoch(),
-                    boot,
-                    at,
-                    client: self.link.client,
-                };
-                (Base { at, ..known } != base).then_some(base)
+                let base = self.base_of(stamp, inner.core.epoch(), era.boot, at.tick);
+                let other = Base {
+                    at: at.tick,
+                    ..known
+                } != base;
+                (other && at.generation == era.generation).then_some(base)
             });
             bases.extend(base.map(|base| (Arc::downgrade(&region), base)));
         }
