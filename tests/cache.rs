@@ -7,6 +7,9 @@
     reason = "a test says what it expects by failing"
 )]
 
+#[path = "cache/conflicts.rs"]
+mod conflicts;
+
 use memfs::node::authority::{self, AuthorityOptions};
 use memfs::node::replica::{NodeNo, ROOT, Replica, ReplicaOptions, SourceName};
 use memfs::store::directory::Directory;
@@ -306,54 +309,6 @@ async fn own_pushes_are_no_conflict() {
     .await;
     assert_eq!(&world.read("file")[..6], b"pushed");
     assert!(replica.conflicts().is_empty());
-    world.unmount(replica).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_versions_are_kept_where_others_have_changed_the_file() {
-    let world = World::new();
-    for file in ["mine", "theirs", "gone"] {
-        world.write(file, &pattern(100_000, 7));
-    }
-    let replica = world.mount().await;
-    for file in ["mine", "theirs", "gone"] {
-        store(&replica, file, 70_000, b"of this side").await;
-    }
-    world.kill(replica).await;
-    let theirs = pattern(100_000, 8);
-    world.write("mine", &theirs);
-    world.write("theirs", &theirs);
-    std::fs::remove_file(world.served.path().join("gone")).unwrap();
-
-    let replica = world.mount().await;
-    let paths = |replica: &Replica| {
-        let conflicts = replica.conflicts();
-        assert!(
-            conflicts
-                .iter()
-                .all(|conflict| conflict.dirty_bytes == 4096)
-        );
-        conflicts
-            .into_iter()
-            .map(|conflict| conflict.path)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(paths(&replica), ["gone", "mine", "theirs"]);
-    assert_eq!(read(&replica, "mine").await, theirs);
-    assert_eq!(world.read("mine"), theirs);
-    world.unmount(replica).await;
-
-    // They are still there at the next mount, and are settled.
-    let replica = world.mount().await;
-    assert_eq!(paths(&replica), ["gone", "mine", "theirs"]);
-    replica.keep_conflict("mine").await.unwrap();
-    assert_eq!(&world.read("mine")[70_000..70_012], b"of this side");
-    assert!(replica.keep_conflict("gone").await.is_err());
-    assert!(replica.drop_conflict("none").is_err());
-    replica.drop_conflict("theirs").unwrap();
-    replica.drop_conflict("gone").unwrap();
-    assert_eq!(world.read("theirs"), theirs);
-    assert_eq!(replica.conflicts(), []);
     world.unmount(replica).await;
 }
 

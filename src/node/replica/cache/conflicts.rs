@@ -68,9 +68,15 @@ impl Cache {
         let map = free.into_iter().find(|map| !map.exists());
         let map = map.ok_or(io::ErrorKind::StorageFull)?;
         // The map last: without it there is nothing.
-        std::fs::rename(self.path(id, "copy"), map.with_extension("copy"))?;
-        std::fs::rename(self.path(id, "map"), &map)?;
-        std::fs::File::open(&folder)?.sync_all()?;
+        let (own, copy) = (self.path(id, "copy"), map.with_extension("copy"));
+        std::fs::rename(&own, &copy)?;
+        if let Err(error) = std::fs::rename(self.path(id, "map"), &map) {
+            std::fs::rename(&copy, &own)?;
+            return Err(error);
+        }
+        if let Err(error) = std::fs::File::open(&folder).and_then(|folder| folder.sync_all()) {
+            tracing::warn!("{}: {error}", folder.display());
+        }
         self.unmark_writing(id);
         Ok(kept.map.path().cloned().unwrap_or_default())
     }
@@ -115,15 +121,21 @@ impl Cache {
 }
 
 impl Shared {
-    /// The dirty pages of a copy cannot be pushed: keeps them beside the file.
-    pub(in crate::node::replica) fn set_aside(&self, cache: &Cache, id: FileId, why: &str) {
-        match cache.move_aside(id) {
+    /// The dirty pages of a copy cannot be pushed: keeps them beside the file. Where that fails they stay where they
+    /// are, for the next time, and it is false.
+    pub(in crate::node::replica) fn set_aside(&self, cache: &Cache, id: FileId, why: &str) -> bool {
+        let moved = cache.move_aside(id);
+        match &moved {
             Ok(path) => tracing::warn!(
                 "{path:?}: {why}, and an earlier mount had bytes for it that were not pushed: both are kept, see \
                  'memfs conflicts'"
             ),
-            Err(error) => tracing::error!("bytes that were not pushed cannot be kept: {error}"),
+            Err(error) => tracing::error!(
+                "{}: {why}, and bytes for it that were not pushed cannot be set aside yet: {error}",
+                cache.path(id, "copy").display()
+            ),
         }
+        moved.is_ok()
     }
 }
 

@@ -86,12 +86,13 @@ impl Replica {
                 "{path:?}: bytes that an earlier mount had not pushed are pushed now"
             ),
             Err(_) if !dirty => cache.unmark_writing(id),
-            Err(Errno::STALE) => self
-                .shared
-                .set_aside(cache, id, "others have changed the file"),
+            Err(Errno::STALE) => {
+                let why = "others have changed the file";
+                self.shared.set_aside(cache, id, why);
+            }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                self.shared
-                    .set_aside(cache, id, "the file is not there any more");
+                let why = "the file is not there any more";
+                self.shared.set_aside(cache, id, why);
             }
             Err(errno) => {
                 tracing::warn!(

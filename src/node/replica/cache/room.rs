@@ -317,10 +317,9 @@ impl Shared {
         let mut regions = self.regions.lock();
         let mut slot = node.region.lock();
         if slot.as_ref().is_some_and(is_idle) {
-            let region = slot.take();
+            // Its end is under the lock of the slot: else it would take away the mark of the next one.
+            *slot = None;
             regions.remove(&node.no);
-            drop((slot, regions));
-            drop(region);
         }
     }
 

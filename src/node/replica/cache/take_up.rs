@@ -152,7 +152,10 @@ impl Shared {
                 self.release_copy(cache, node.id, kept.bytes());
                 return Ok(None);
             }
-            self.set_aside(cache, node.id, "others have changed the file");
+            if !self.set_aside(cache, node.id, "others have changed the file") {
+                self.release_copy(cache, node.id, kept.bytes());
+                return Ok(None);
+            }
             kept = cache.make(node.id)?;
         }
         if kept.copy.is_empty() && present.is_empty() {
