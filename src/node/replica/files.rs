@@ -108,15 +108,7 @@ impl Replica {
             let region = self.file(handle)?.region.clone();
             self.shared.learn(&region, learning);
             if offered {
-                let offer = region.update(|inner| {
-                    let offer = inner.core.handle_offer(FIRST_BYTES);
-                    inner.pulls += usize::from(offer.is_some());
-                    offer
-                });
-                if let Some(pull) = offer {
-                    let taken = transfer::take_offered(region, pull, rest);
-                    self.shared.runtime.spawn(taken);
-                }
+                transfer::take_offer(&self.shared, region, FIRST_BYTES, rest);
             }
             Ok((handle, good && self.shared.kernel_may_keep(&node)))
         };

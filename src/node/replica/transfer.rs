@@ -49,8 +49,25 @@ pub(super) async fn pull(region: Arc<Region>, pull: Pull) {
     pull_ended(&shared, &region, pull, outcome);
 }
 
-/// Takes in what follows the answer to [`ReadRequest::OpenAndPull`], counted as `pull`.
-pub(super) async fn take_offered(
+/// Takes in what follows the answer to [`ReadRequest::OpenAndPull`], as a pull of the first `bytes`, unless they are
+/// here.
+pub(super) fn take_offer(
+    shared: &Shared,
+    region: Arc<Region>,
+    bytes: u64,
+    rest: (Session, quinn::RecvStream),
+) {
+    let offer = region.update(|inner| {
+        let offer = inner.core.handle_offer(bytes);
+        inner.pulls += usize::from(offer.is_some());
+        offer
+    });
+    if let Some(pull) = offer {
+        (shared.runtime).spawn(take_offered(region, pull, rest));
+    }
+}
+
+async fn take_offered(
     region: Arc<Region>,
     pull: Pull,
     (session, mut stream): (Session, quinn::RecvStream),
